@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         "server, such as s3://bucket/prefix.",
     )
     listing_seconds: float = Field(
-        30.0, ge=1, description="Seconds between listings of an object store, in which new objects are found."
+        30.0, ge=1, description="Seconds between listings of an object store, which find new objects."
     )
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
@@ -90,13 +90,13 @@ class Settings(BaseSettings):
     store_cache_bytes: int = Field(
         16 << 30,
         ge=0,
-        description="Disk space in the cache folder for rows and chunks of an object store, in bytes; 0 for none.",
+        description="Disk space in the cache folder for rows and chunks of an object store, in bytes; 0: no cache.",
     )
     store_ahead_bytes: int = Field(
         64 << 20,
         ge=0,
-        description="Memory for rows and chunks of an object store that are fetched ahead, per worker, in bytes; 0 for "
-        "none.",
+        description="Memory for rows and chunks that are prefetched from an object store, per worker, in bytes; 0: "
+        "no prefetching.",
     )
     store_request_rate: float = Field(
         0,

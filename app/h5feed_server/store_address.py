@@ -31,9 +31,9 @@ class Scheme:
     endpoint : tuple of str
         Variables with the address of the store, if it is not the usual one; the first that is set counts.
     account : tuple of str
-        Variables with the account that the bucket belongs to, where its name alone does not tell.
+        Variables with the account that the bucket belongs to, if bucket names are unique only within an account.
     credentials : str
-        Where credentials come from, as advice to whoever has none.
+        How to set credentials, as a hint in error messages.
     """
 
     endpoint: tuple[str, ...]
@@ -78,7 +78,7 @@ class StoreAddress:
         The prefix has no slash at its ends; empty for the whole bucket. Of a web server, the bucket is its host and
         port.
     only : str
-        Name of the only object below the prefix; empty for all of them.
+        Name of the only object to serve; empty for all objects below the prefix.
     """
 
     scheme: str
@@ -93,7 +93,7 @@ class StoreAddress:
         Raises
         ------
         BadParameter
-            It does not name a bucket or host, or more than that and a prefix.
+            It names no bucket or host, or has parts other than these and a prefix.
         """
         parts = urlsplit(url)
         scheme = parts.scheme.lower()
@@ -102,11 +102,11 @@ class StoreAddress:
         if "@" in parts.netloc:
             # Not shown: it may be a secret.
             raise BadParameter(
-                f"the URL of an object store has no credentials: {SCHEMES[scheme].credentials}. {_EXPECTED}"
+                f"the URL of an object store must contain no credentials: {SCHEMES[scheme].credentials}. {_EXPECTED}"
             )
         if parts.query or parts.fragment:
             # Not shown either: a signature, perhaps.
-            raise BadParameter(f"the URL of an object store ends with its path, without ? and #: {_EXPECTED}")
+            raise BadParameter(f"the URL of an object store must not contain ? or #: {_EXPECTED}")
         named = _HOST if cls._is_web(scheme) else _BUCKET
         if not named.fullmatch(parts.netloc):
             raise BadParameter(f"{url!r} does not name a bucket or host: {_EXPECTED}")
@@ -149,12 +149,12 @@ class StoreAddress:
 
     @property
     def place(self) -> str:
-        """Names the prefix among those of all stores, with the endpoint and the account of the environment."""
+        """A name of the prefix that is unique among all stores: with the endpoint or account of the environment."""
         return " ".join((self.endpoint or _first(SCHEMES[self.scheme].account) or "", self.url))
 
     @property
     def advice(self) -> str:
-        """Where credentials come from."""
+        """How to set credentials."""
         return SCHEMES[self.scheme].credentials
 
     def folder(self, cache: Path) -> Path:

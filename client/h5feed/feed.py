@@ -148,7 +148,7 @@ def connect(
         ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else port 8000 on
         this machine. Several servers, ``"http://a:8000,http://b:8000"``, share the requests. A server that fails is
         skipped for a while and tried again; no batch is lost as long as one of them responds.
-        ``servers+http://head:8001`` names a list of servers that come and go, such as those of a Ray cluster.
+        ``servers+http://head:8001`` names a list of servers that may change, such as those of a Ray cluster.
 
         A folder of HDF5 files, or a single file, starts a server for it, which needs the package h5feed-server. Other
         processes of this user that open the same path use the same server. It ends a few seconds after the last of
@@ -176,9 +176,9 @@ def connect(
         stays with TCP otherwise; ``stats()`` of a loop, and `Feed.via`, show which it is. Default ``$H5FEED_LOCAL``,
         else True.
     placement : ``"cache"``, optional
-        With several servers, let each own a part of the rows of every dataset, and take the batches of loops from the
-        owners in parts, so that the caches of the servers hold different rows. The batches are the same; `stats()` of a
-        loop says why if this is not done. See "Give each replica a part of the data" in "Run several replicas".
+        With several servers, each server owns a part of the rows of every dataset, and loops request rows from their
+        owners. So the caches of the servers hold different rows. The batches are the same. If owners are not used,
+        `stats()` of a loop gives the reason. See "Give each replica a part of the data" in "Run several replicas".
         Default: each request goes to the server that is expected to respond first.
 
     Raises

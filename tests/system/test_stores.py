@@ -309,9 +309,9 @@ def test_nginx(serve: Serve, tmp_path: Path, listing: str) -> None:
         for place, reason in (
             ("closed", "write them for this host into ~/.netrc"),
             ("unlisted", "does not list the folder"),
-            ("untagged", "no ETag"),
-            ("whole", "does not heed the header Range"),
-            ("moved", f"sends readers on to http://localhost:{port}"),
+            ("untagged", "no strong ETag"),
+            ("whole", "does not support range requests"),
+            ("moved", f"redirects to http://localhost:{port}"),
             ("nothing", "no page for the folder"),
         ):
             for line in lines_of(serve(f"{url}/{place}", **UNCACHED)).values():

@@ -1,7 +1,7 @@
-"""A source in an object store, as a folder that all kinds of sources can be read from.
+"""Presents a source in an object store as a local folder, so that the code for folders can read it.
 
-Images are fetched one by one, some ahead of their use: their files in the folder are as long, but empty. All else is
-copied. So names, order, classes and splits are found as in a folder, by the same code.
+Images are fetched when they are needed, or a little earlier: in the folder, sparse files of the same size stand for
+them. All other objects are copied. So names, order, classes and splits are found by the same code as in a folder.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ class StoreFiles:
         self.left_out: dict[str, str] = {}
         try:
             single = self._store.find(name) if name else None
+            if single is not None and single.unreadable:
+                other = "; a source on a web server must be a single file" if address.is_web else ""
+                raise Unreadable(f"{self._url}: {single.unreadable}{other}")
             self.path = self._folder(address, name) if single is None else self._file(address, single)
         except BaseException:
             self.close()
@@ -153,7 +156,7 @@ class StoreFiles:
         self._store = self._opened(replace(address, prefix=prefix))
         found = self._possible(self._listed())
         if not found:
-            raise Unreadable(f"{self._url}: there is no such object, and there are none below it")
+            raise Unreadable(f"{self._url}: there is no such object, and no object below it")
         is_streamed = _is_streamed(found)
         self._root = self._scratch / ("listed" if is_streamed else "copied") / (name or address.bucket)
         if is_streamed:
@@ -171,7 +174,8 @@ class StoreFiles:
         self._root = self._scratch / ("listed" if is_table else "copied") / above
         copied = [single]
         if is_table:
-            found = self._possible(self._listed())
+            # Web servers are listed for HDF5 files only.
+            found = {} if address.is_web else self._possible(self._listed())
             found.pop(single.key, None)
             self._objects = found
             self._stand_in(found.values(), kept=single.key)
@@ -198,9 +202,9 @@ class StoreFiles:
             if one.key in folders:
                 # Some programs write an empty object for each folder.
                 if one.size:
-                    self.left_out[one.key] = "another object has its name as a folder"
+                    self.left_out[one.key] = "its name is also the folder of another object"
             elif "" in (parts := one.key.split("/")) or any(len(os.fsencode(part)) > 255 for part in parts):
-                self.left_out[one.key] = "its name cannot be that of a file"
+                self.left_out[one.key] = "its name is not a valid file name"
             elif one.unreadable:
                 self.left_out[one.key] = one.unreadable
             else:

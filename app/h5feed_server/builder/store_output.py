@@ -13,7 +13,7 @@ from h5feed.errors import BadParameter, FeedError
 from ..catalog.discovery import LEFT_OUT
 from ..catalog.revision import BLOCK, begun_digest, block_digest
 from ..storage.objects.content_note import ContentNote, e_tag_of_parts
-from ..storage.objects.upload import Standing, Uploads, part_bytes
+from ..storage.objects.upload import ObjectState, Uploads, part_bytes
 from ..store_address import StoreAddress
 from .progress import OnProgress, Progress
 
@@ -51,8 +51,8 @@ class StoreOutput:
         if self._overwrite:
             return
         with ThreadPoolExecutor(16, "h5feed-check") as threads:
-            for path, standing in zip(files, threads.map(self._uploads.look, map(self._key, files)), strict=True):
-                if standing != Standing.FREE:
+            for path, state in zip(files, threads.map(self._uploads.look, map(self._key, files)), strict=True):
+                if state != ObjectState.ABSENT:
                     raise BadParameter(f"{self.url(path)} already exists: choose another name, or pass overwrite=True")
 
     def send(self, files: Sequence[Path], output: Path) -> tuple[str, ...]:
@@ -76,16 +76,16 @@ class StoreOutput:
         notes = [note_of(path, on_checked) for path in files]
         for path, note in zip(files, notes, strict=True):
             key = self._key(path)
-            standing = self._uploads.look(key, note)
-            if standing == Standing.OTHER and not self._overwrite:
+            state = self._uploads.look(key, note)
+            if state == ObjectState.DIFFERENT and not self._overwrite:
                 raise BadParameter(f"{self.url(path)} already exists: choose another name, or pass overwrite=True")
-            if standing != Standing.WHOLE:
+            if state != ObjectState.COMPLETE:
 
                 def on_sent(nbytes: int, before: int = sent) -> None:
                     self._on_progress(Progress("upload", before + nbytes, total, before + nbytes))
 
                 # One that claims to be this one is from an earlier call, if the store confirms no content.
-                replace = self._overwrite or standing == Standing.CLAIMED
+                replace = self._overwrite or state == ObjectState.UNCONFIRMED
                 try:
                     self._uploads.put_file(path, key, note, replace=replace, on_sent=on_sent)
                 except FeedError as error:

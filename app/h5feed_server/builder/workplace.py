@@ -1,4 +1,4 @@
-"""Where a build reads and writes: at local paths, or in a scratch folder that stands for places in object stores."""
+"""Where a build reads and writes: local paths, or a scratch folder in place of the URLs of object stores."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Workplace:
 
 def _is_url(place: str | Path) -> bool:
     if isinstance(place, Path) and _COLLAPSED_URL.match(str(place)):
-        raise BadParameter(f"{str(place)!r} looks like a URL that was made a path: pass it as a string")
+        raise BadParameter(f"{str(place)!r} looks like a URL that was converted to a Path: pass it as a string")
     return "://" in str(place)
 
 

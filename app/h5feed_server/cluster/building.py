@@ -1,4 +1,4 @@
-"""The command ``h5feed-server build --ray``: the nodes of a Ray cluster make the files of a build."""
+"""The command ``h5feed-server build --ray``: the nodes of a Ray cluster write the files of a build."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_build_on_cluster(options: argparse.Namespace) -> int:
     """
     for path in (options.source, options.output):
         if _URL.match(str(path)):
-            raise BadParameter(f"{path} cannot be combined with --ray: pass paths that all nodes share")
+            raise BadParameter(f"{path} is a URL, which cannot be combined with --ray: pass paths that all nodes share")
     options.source, options.output = Path(options.source).absolute(), Path(options.output).absolute()
     with connected(options.ray) as ray:
         return run_build(options, ClusterCrew(ray, lambda note: print(note, file=sys.stderr)))
@@ -115,7 +115,7 @@ class ClusterCrew:
 
     def _check(self, job: Job) -> None:
         if len(job.plan.files) == 1:
-            self._on_note("note: one file is made by one node; to use all, pass --shards")
+            self._on_note("note: a single file is built by only one node: to use all nodes, pass --shards")
 
     def _do(
         self,
@@ -170,7 +170,7 @@ class _Work:
                         self._take(node, report)
                 silent = time.monotonic() - heard_at
                 if silent > _PATIENCE_SECONDS and not is_told:
-                    self._on_note("waiting for nodes with free CPUs: see `ray status`; --threads needs fewer")
+                    self._on_note("waiting for nodes with free CPUs: see `ray status`, or pass a smaller --threads")
                     is_told = True
                 if silent > START_SECONDS or not self._may_go_on():
                     raise FeedError(self._nobody())

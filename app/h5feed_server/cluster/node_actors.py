@@ -1,4 +1,4 @@
-"""One actor on each node of a Ray cluster, now and later: nodes join, fail and leave."""
+"""Keeps one actor on each node of a Ray cluster, while nodes join, fail and leave."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Lost:
-    """What is known of an actor that does not exist any more.
+    """Why an actor was lost.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The actor that makes files of a build on a node."""
+"""The actor that writes files of a build on a node."""
 
 from __future__ import annotations
 
@@ -154,13 +154,11 @@ class NodeBuilder:
 
     def _open(self) -> Source:
         if self._version != __version__:
-            raise FeedError(f"it has h5feed-server {__version__}, not {self._version}: install the same")
+            raise FeedError(f"it has h5feed-server {__version__}, not {self._version}: install the same version")
         source = open_source(self._path, self._options)
         if source.digest != self._digest:
             source.close()
-            raise FeedError(
-                f"{self._path} is not the same there: all nodes need the same files, and the same packages that decode"
-            )
+            raise FeedError(f"{self._path} is not the same there: all nodes need the same files and packages")
         return source
 
     def _do(self, source: Source, task: Task) -> None:

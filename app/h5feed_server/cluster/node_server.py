@@ -86,7 +86,7 @@ class NodeServer:
 
     def __init__(self, version: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         if version != __version__:
-            raise RuntimeError(f"the node has h5feed-server {__version__}, not {version}: install the same")
+            raise RuntimeError(f"the node has h5feed-server {__version__}, not {version}: install the same version")
         self._arguments = [*arguments]
         self._environment = {**os.environ, **environment}
         self._url = ""
@@ -125,8 +125,8 @@ class NodeServer:
 
     def _run(self) -> None:
         python = [sys.executable, "-m"]
-        tied = [*python, "h5feed_server.cluster.tied", str(os.getpid())]
-        command = [*tied, *python, "h5feed_server.cli", *self._arguments]
+        bound = [*python, "h5feed_server.cluster.die_with_parent", str(os.getpid())]
+        command = [*bound, *python, "h5feed_server.cli", *self._arguments]
         while not self._is_stopping.is_set():
             self._last.clear()
             process = self._process = subprocess.Popen(

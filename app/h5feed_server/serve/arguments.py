@@ -34,8 +34,8 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         nargs="?",
-        help="folder of HDF5 files, a single file, or the URL of an object store such as s3://bucket/prefix; never "
-        "written to (default $H5FEED_DATA_DIR, else data)",
+        help="folder of HDF5 files, a single file, or the URL of an object store or web server, such as "
+        "s3://bucket/prefix; never written to (default $H5FEED_DATA_DIR, else data)",
     )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
@@ -101,8 +101,8 @@ def add_serve(commands: Any) -> None:
     serve.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="run a server on each node of a Ray cluster, for clients that connect to the list of servers: auto on a "
-        "node of the cluster, or HOST:PORT of its head node; see docs/how-to/ray.md",
+        help="run a server on each node of a Ray cluster. ADDRESS is auto on a node of the cluster, or HOST:PORT of "
+        "its head node; clients connect to servers+http://HOST:8001. See docs/how-to/ray.md",
     )
     serve.add_argument(
         "--registry-port",

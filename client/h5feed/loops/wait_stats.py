@@ -237,7 +237,7 @@ class LoopStats(Mapping[str, float]):
         others = self.rows - self.cached - self.from_files - max(self.from_chunks, self.from_images)
         why = f"{others:,} rows came as arrays from the server ({self.why})" if self.why and others > 0 else self.why
         replicas = "; ".join(map(str, self.replicas)) if len(self.replicas) > 1 else ""
-        unplaced = self.unplaced and f"rows came without placement='cache': {self.unplaced}"
+        unplaced = self.unplaced and f"placement='cache' was not used: {self.unplaced}"
         return [
             remark for remark in (self.via and f"over {self.via}", replicas, unplaced, why, self.advice()) if remark
         ]

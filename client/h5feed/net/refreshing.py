@@ -1,4 +1,4 @@
-"""What is looked up again now and then, in a thread: a source that does not respond must not stop training."""
+"""Looks something up periodically in a thread, because a source that does not respond must not stop training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list of servers that comes and goes, such as those of a Ray cluster: see docs/how-to/ray.md.
+"""A list of servers that changes, such as those of a Ray cluster: see docs/how-to/ray.md.
 
 Whoever keeps the list serves it as JSON, ``{"servers": ["http://10.0.0.4:8000", "http://10.0.0.5:8000"]}``, at
 ``/v1/servers``.
@@ -67,7 +67,7 @@ class ServerList(Refreshing):
         try:
             urls = checked(read_json(answer.content), ServerListing, "list of servers")["servers"]
         except ValueError as error:
-            raise BadAnswer(f"{server.url}{_PATH} is no list of servers ({error})") from None
+            raise BadAnswer(f"{server.url}{_PATH} did not return a list of servers ({error})") from None
         # A token for servers behind TLS must not be sent without.
         schemes = ("https://",) if server.url.startswith("https://") else ("http://", "https://")
         for url in urls:

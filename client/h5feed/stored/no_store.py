@@ -1,4 +1,4 @@
-"""Reads that fill no cache: the request directive ``no-store`` of RFC 9111, 5.2.1.5, for caches of stored and decoded
+"""Reads that add nothing to caches: the request directive ``no-store`` of RFC 9111, 5.2.1.5, for stored and decoded
 data."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OWN_CHUNKS: ContextVar[ByteCache[Bytes] | None] = ContextVar("own_chunks", defau
 
 
 def keep_nothing(timeout: float) -> None:
-    """From now on, no cache keeps what is read in this context. What a cache has already is used.
+    """From now on, caches keep nothing that is read in this context. What is cached already is still used.
 
     Parameters
     ----------

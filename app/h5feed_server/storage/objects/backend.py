@@ -1,4 +1,4 @@
-"""What a store must be able to do, and the errors that all kinds of stores have in common."""
+"""The interface of a store, and the errors that all kinds of stores have in common."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class StoredObject:
     size : int
         Bytes.
     e_tag : str
-        The store's name for its content, with quotes.
+        Strong ETag, with quotes.
     unreadable : str
         Why ranges of it cannot be read; empty if they can.
     content : str or None
-        Digest of the content, hexadecimal; empty if its metadata have none that can be believed, and None if they
+        Digest of the content, hexadecimal; empty if the metadata have none that the ETag confirms, None if the metadata
         could not be read.
     """
 
@@ -51,12 +51,12 @@ class StoredObject:
     def of(cls, key: str, size: int, e_tag: str | None) -> StoredObject:
         """The object that a store has described."""
         if not e_tag or e_tag.startswith(_WEAK):
-            return cls(key, size, "", "the store gives it no ETag that changes with each byte")
+            return cls(key, size, "", "the store gives it no strong ETag")
         # Some stores leave the quotes out of their listings.
         return cls(key, size, e_tag if e_tag.startswith('"') else f'"{e_tag}"')
 
     def digest(self, store: str) -> bytes:
-        """That of the content. If it is not known, one of the version stands in, which only the store knows.
+        """The digest of the content. If it is not known, a digest of the store's version of the object is used instead.
 
         Parameters
         ----------
@@ -70,11 +70,11 @@ class StoredObject:
 
 
 class Cut(Exception):
-    """Less came than was asked for."""
+    """The store sent less than was requested."""
 
 
 class Backend(Protocol):
-    """A store that is asked once: who calls it knows the deadline, and repeats what failed."""
+    """A store without retries: the caller has the deadline, and repeats requests that fail."""
 
     async def head(self, key: str) -> StoredObject:
         """The current version of an object."""

@@ -1,4 +1,4 @@
-"""Stores that obstore speaks to: Amazon S3, Google Cloud Storage, Azure, and whatever has their protocols."""
+"""Stores that obstore supports: Amazon S3, Google Cloud Storage, Azure, and others with the same APIs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class CloudStore:
         return str(answer.attributes.get(KEY, ""))
 
     def problem(self, error: Exception, one: StoredObject | None) -> FeedError:
-        """See `Backend`. The library tells most errors in words alone."""
+        """See `Backend`. The library describes most errors only in their messages."""
         from obstore import exceptions
 
         if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):

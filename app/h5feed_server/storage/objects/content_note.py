@@ -1,7 +1,7 @@
-"""What the metadata of an object say of its content: the digest that a file with the same bytes has.
+"""A note in the metadata of an object with the digest of its content, so that it has the revision of a local copy.
 
-`h5feed-server build` writes the note with the object. A store copies metadata without a look at them, so a note also
-names the MD5 that it is of. Stores that give the MD5 as the ETag confirm with it that the note is of these bytes.
+`h5feed-server build` writes the note with the object. Metadata may be copied to other bytes, so the note also has the
+MD5 of the content. If the store's ETag is this MD5, it confirms that the note belongs to the object.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ContentNote:
         return f"1 {self.size} {self.digest} {self.md5} {self.parts or '-'}"
 
     def is_of(self, size: int, e_tag: str) -> bool:
-        """Whether it is of the object with this size and ETag, as far as the store can tell."""
+        """Whether size and ETag confirm that the note belongs to this object."""
         return size == self.size and e_tag.strip('"') in (self.md5, self.parts or self.md5)
 
 

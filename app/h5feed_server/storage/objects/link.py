@@ -1,4 +1,4 @@
-"""How fast a store answers, measured by the ranges that were fetched lately."""
+"""Bandwidth and latency of a store, measured by the ranges that were fetched recently."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ _PERIOD_SECONDS = 10.0
 """What was measured two periods ago is forgotten."""
 
 _AHEAD = 2
-"""How many times what is in flight at the measured rate is wanted in flight: if more could be, the rate grows."""
+"""How many bandwidth-delay products are kept in flight: more than one, so that a higher rate is noticed."""
 
 
 class Link:
-    """The way to a store. Its product of bandwidth and latency is what must be in flight for it to be busy.
+    """The network path to a store. To use it fully, bandwidth times latency (the bandwidth-delay product) must be in
+    flight.
 
-    The bandwidth is the highest rate of the last periods, as it is lower whenever less is asked for. The latency is the
-    lowest, as it is higher when more is in flight than the way can carry.
+    The bandwidth is the highest rate of the last periods, because the rate is lower whenever less is requested. The
+    latency is the lowest, because it rises when more is in flight than the path can carry.
     """
 
     def __init__(self) -> None:
@@ -53,5 +54,5 @@ class Link:
 
     @property
     def window_bytes(self) -> int:
-        """How much should be in flight."""
+        """How many bytes should be in flight."""
         return int(_AHEAD * self.rate * self.latency)

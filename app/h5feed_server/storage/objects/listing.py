@@ -115,7 +115,7 @@ class Listing:
         self._looked.wait(seconds)
         if self.listed() is not None:
             return None
-        return self.trouble() or "its first listing takes a while"
+        return self.trouble() or "its first listing has not finished yet"
 
     def listed(self) -> float | None:
         """When the last listing began, in seconds of Unix time; None if there was none."""
@@ -140,7 +140,7 @@ class Listing:
             try:
                 wait = self._step()
             except OSError as error:
-                logger.warning("the listing of the object store cannot be kept: %s", error)
+                logger.warning("the listing of the object store cannot be stored in the cache folder: %s", error)
                 wait = _RETRY_SECONDS
             self._wake.wait(wait)
             self._wake.clear()
@@ -190,7 +190,7 @@ class Listing:
             os.utime(stamp, (began, began))
             (self._folder / _TROUBLE).unlink(missing_ok=True)
             if told is not None:
-                logger.warning("the object store is listed again")
+                logger.warning("the object store can be listed again")
             return
         except (FeedError, OSError) as error:
             trouble = error.detail if isinstance(error, FeedError) else f"the cache folder: {error.strerror}"
@@ -250,7 +250,7 @@ class Listing:
             try:
                 _write(self._folder / one.key, json.dumps(asdict(one)).encode())
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
-                self._skip(one.key, "another object has its name as a folder")
+                self._skip(one.key, "its name is also the folder of another object")
 
     def _is_possible(self, one: StoredObject) -> bool:
         parts = one.key.split("/")
@@ -262,7 +262,7 @@ class Listing:
         except UnicodeError:
             lengths = [0]
         if 0 in lengths or "\0" in one.key or sum(lengths) + len(parts) > 1024 or max(lengths) > 255:
-            self._skip(one.key, "its name cannot be that of a file")
+            self._skip(one.key, "its name is not a valid file name")
             return False
         return True
 

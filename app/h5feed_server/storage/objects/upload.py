@@ -48,30 +48,30 @@ _MOST_RETRIES = 20
 _POLL_SECONDS = 0.2
 
 _ABORT_SECONDS = 30.0
-"""How long an upload that is given up may take to tell the store so."""
+"""How long aborting an upload may take."""
 
 
-class Taken(BadParameter):
-    """There is an object of that name, which must not be replaced."""
+class ObjectExists(BadParameter):
+    """An object of that name exists, and must not be replaced."""
 
 
-class Standing(Enum):
-    """What there is under a name.
+class ObjectState(Enum):
+    """Whether an object exists, and has the expected content.
 
     Attributes
     ----------
-    FREE, OTHER : Standing
-        Nothing; an object with another content.
-    CLAIMED : Standing
-        An object whose metadata claim to have the content, which the store cannot confirm.
-    WHOLE : Standing
-        One that has it: its ETag confirms that.
+    ABSENT, DIFFERENT : ObjectState
+        There is no object of this name; there is one with other content.
+    UNCONFIRMED : ObjectState
+        The metadata of the object match the content, but its ETag does not confirm this.
+    COMPLETE : ObjectState
+        The ETag confirms that the object has the content.
     """
 
-    FREE = "free"
-    OTHER = "other"
-    CLAIMED = "claimed"
-    WHOLE = "whole"
+    ABSENT = "absent"
+    DIFFERENT = "different"
+    UNCONFIRMED = "unconfirmed"
+    COMPLETE = "complete"
 
 
 class _Found(NamedTuple):
@@ -81,7 +81,7 @@ class _Found(NamedTuple):
 
 
 class _GivenUp(Exception):
-    """Ends an upload from within, so that the store is told to forget its parts."""
+    """Ends an upload from within, so that the library aborts it and the store deletes its parts."""
 
 
 def part_bytes(size: int) -> int:
@@ -120,7 +120,7 @@ class Uploads:
         return f"{self._address.url}/{key}"
 
     def check_bucket(self) -> None:
-        """Raise Unreadable if there is no such bucket: other requests do not tell it from a missing object."""
+        """Raise Unreadable if there is no such bucket: other requests cannot tell it from a missing object."""
         try:
             next(iter(self._small.list(chunk_size=1)), None)
         except FileNotFoundError:
@@ -131,8 +131,8 @@ class Uploads:
             if not isinstance(problem.__cause__, PermissionError):
                 raise problem from problem.__cause__
 
-    def look(self, key: str, note: ContentNote | None = None) -> Standing:
-        """What there is under a name, compared with the content that is to be there.
+    def look(self, key: str, note: ContentNote | None = None) -> ObjectState:
+        """Compare the object of this name with the content that it should have.
 
         Raises
         ------
@@ -140,14 +140,14 @@ class Uploads:
         """
         found = self._found(key)
         if found is None:
-            return Standing.FREE
+            return ObjectState.ABSENT
         if note is None or found.size != note.size or found.note != str(note):
-            return Standing.OTHER
-        return Standing.WHOLE if note.is_of(found.size, found.e_tag) else Standing.CLAIMED
+            return ObjectState.DIFFERENT
+        return ObjectState.COMPLETE if note.is_of(found.size, found.e_tag) else ObjectState.UNCONFIRMED
 
     def remove(self, key: str) -> None:
         """Delete an object, if it is there."""
-        if self.look(key) != Standing.FREE:
+        if self.look(key) != ObjectState.ABSENT:
             self._ask(lambda: self._small.delete(key))
 
     def put_bytes(self, key: str, content: bytes) -> None:
@@ -157,8 +157,8 @@ class Uploads:
     def put_file(
         self, path: Path, key: str, note: ContentNote, *, replace: bool, on_sent: Callable[[int], None]
     ) -> None:
-        """Write a file as an object with a note. If this fails or is interrupted, there is no object, and no part; only
-        parts that are on their way may stay in the store if they are the last ones, or if it does not answer.
+        """Upload a file as an object with a note. If this fails or is interrupted, the upload is aborted, so the store
+        keeps neither an object nor parts. Parts may stay if the last ones are in flight, or if it does not answer.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Uploads:
 
         Raises
         ------
-        Taken
+        ObjectExists
             There is an object of that name, or another program has written one at the same time.
         Unreadable, SourceUnavailable
             The store refuses it, or does not answer for minutes.
@@ -222,11 +222,11 @@ class Uploads:
             raise problem from problem.__cause__
         found = self._found(key)
         if found is None or found.e_tag != e_tag or (found.size, found.note) != (note.size, str(note)):
-            raise Taken(f"{self.url(key)} was replaced or deleted by another program just after it was written")
+            raise ObjectExists(f"{self.url(key)} was replaced or deleted by another program just after it was written")
 
     def _is_whole(self, key: str, note: ContentNote) -> bool:
         with contextlib.suppress(FeedError):
-            return self.look(key, note) == Standing.WHOLE
+            return self.look(key, note) == ObjectState.COMPLETE
         return False
 
     async def _check_free(self, key: str) -> None:
@@ -236,8 +236,8 @@ class Uploads:
             return
         raise self._taken(key)
 
-    def _taken(self, key: str) -> Taken:
-        return Taken(f"{self.url(key)} already exists: choose another name, or pass overwrite=True")
+    def _taken(self, key: str) -> ObjectExists:
+        return ObjectExists(f"{self.url(key)} already exists: choose another name, or pass overwrite=True")
 
     def _ask(self, work: Callable[[], Any]) -> None:
         try:
@@ -319,7 +319,7 @@ def _wait(future: Future[Any], sending: _Sending, seconds: float, on_sent: Calla
             if sending.sent != before:
                 began, before = time.monotonic(), sending.sent
             elif time.monotonic() - began > patience:
-                raise SourceUnavailable("the object store has not taken a part of the upload for minutes")
+                raise SourceUnavailable("the object store has accepted no part of the upload for minutes")
     except BaseException:
         sending.given_up.set()
         futures.wait([future], _ABORT_SECONDS)

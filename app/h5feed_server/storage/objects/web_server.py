@@ -80,7 +80,7 @@ class WebServer:
                     verify=verify,
                     timeout=httpx.Timeout(ATTEMPT_SECONDS, connect=CONNECT_SECONDS),
                     limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-                    # As stored: a compressed answer has other bytes, and its ranges have no use.
+                    # As stored: ranges of a compressed response are of no use.
                     headers={"accept-encoding": "identity", "user-agent": "h5feed-server"},
                 )
                 for _ in range(_CLIENTS)
@@ -212,7 +212,7 @@ class WebServer:
                 raise ValueError
         except (ValueError, LookupError):
             raise Unreadable(
-                f"what the web server sends for {url} is no listing of a folder: serve the URL of a single file"
+                f"the web server's response for {url} is not a listing of a folder: serve the URL of a single file"
             ) from None
         files = {name for name in names if name.lower().endswith(ALL_SUFFIXES)}
         below = {name[:-1] for name in names if name.endswith("/") and not name.startswith(".")}
@@ -226,23 +226,23 @@ class WebServer:
             async with client.stream("GET", url, headers=headers) as answer:
                 if not answer.has_redirect_location:
                     if answer.headers.get("content-encoding", "identity").lower() != "identity":
-                        raise Unreadable("the web server compresses what it sends, and so its ranges have no use")
+                        raise Unreadable("the web server compresses its responses, so byte ranges cannot be used")
                     yield answer
                     return
                 target = urljoin(url, answer.headers["location"])
             if urlsplit(target)[:2] != urlsplit(self._base)[:2]:
                 host = "{0.scheme}://{0.netloc}".format(urlsplit(target)._replace(netloc=_without_user(target)))
-                raise Unreadable(f"the web server sends readers on to {host}: other servers are not read")
+                raise Unreadable(f"the web server redirects to {host}: redirects to other servers are not followed")
             url = target
-        raise Unreadable("the web server sends readers on and on")
+        raise Unreadable("the web server redirects too often")
 
 
-_WHOLE = "the web server sends whole files: it does not heed the header Range"
+_WHOLE = "the web server does not support range requests: it ignores the header Range"
 
 
 def _of_status(status: int, one: StoredObject | None, advice: str) -> FeedError:
     if status in (401, 403):
-        error = Unreadable(f"the web server refuses access with status {status}. If it wants credentials, {advice}")
+        error = Unreadable(f"the web server refuses access with status {status}. If it requires credentials, {advice}")
         error.__cause__ = refused().__cause__
         return error
     if status == 404:
@@ -254,7 +254,7 @@ def _range_of(answer: httpx.Response) -> tuple[int, int, int]:
     """First and last byte of an answer, and the size of the file."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
     if match is None:
-        raise Unreadable("the web server does not say which range it has sent, or how large the file is")
+        raise Unreadable("the web server sends no valid header Content-Range")
     return int(match[1]), int(match[2]), int(match[3])
 
 

@@ -1,6 +1,7 @@
-"""Runs a command for as long as the thread that has started it: ``python -m h5feed_server.cluster.tied PID COMMAND …``.
+"""Runs a command that ends when the thread that has started it ends.
 
-The parent may be killed, and cannot end its child then. So the kernel does.
+Usage: ``python -m h5feed_server.cluster.die_with_parent PID COMMAND …``. A parent that is killed cannot end its child,
+so the kernel does.
 """
 
 from __future__ import annotations
