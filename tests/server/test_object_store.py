@@ -534,6 +534,38 @@ def test_new_objects_are_found(serve: Serve, tmp_path: Path) -> None:
         store.stop()
 
 
+def test_declarations_of_a_store(serve: Serve, tmp_path: Path) -> None:
+    """``h5feed.toml`` below the prefix is read as in a folder, and again when it was replaced or deleted."""
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    write_rows(data / "sub" / "rows.h5", 0)
+    # Only at the top.
+    (data / "sub" / "h5feed.toml").write_text("not even TOML")
+    declared = '[datasets.mine]\nfiles = ["sub/rows.h5"]\nfields = { x = "plain" }\n'
+    (data / "h5feed.toml").write_text(f"{declared}[datasets.mine.splits]\ntrain = [0, 10]\ntest = [10, {ROWS}]\n")
+    store = serve_folder(tmp_path)
+    try:
+        server = serve("s3://data", "--workers", "2", **store.environment, H5FEED_LISTING_SECONDS="1")
+        about = described(server, "mine")
+        assert [field["name"] for field in about["fields"]] == ["x"]
+        with h5feed.connect(server.url, deadline=60) as feed:
+            assert feed["mine"].split_rows("train").tolist() == [*range(10)]
+            batch = feed["mine"].batch(0, batch_size=4)
+        with h5py.File(data / "sub" / "rows.h5") as file:
+            np.testing.assert_array_equal(batch["x"], file["plain"][:4])
+
+        def names() -> dict[str, str]:
+            lines = httpx.get(f"{server.url}/v1/datasets", timeout=60).json()["datasets"]
+            return {line["name"]: line["reason"] or "" for line in lines}
+
+        (data / "h5feed.toml").write_text(declared.replace("mine", "yours").replace("rows.h5", "others.h5"))
+        wait_until(lambda: "no file matches 'sub/others.h5'" in names().get("yours", "") and "mine" not in names())
+        (data / "h5feed.toml").unlink()
+        wait_until(lambda: names() == {"sub.rows": ""})
+    finally:
+        store.stop()
+
+
 def test_a_store_that_cannot_be_listed_has_a_reason(serve: Serve, store: StoreProcess) -> None:
     wrong = {**store.environment, "AWS_SECRET_ACCESS_KEY": "another"}
     for url, environment, reason in (

@@ -19,6 +19,7 @@ from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.range_cache import RangeCache
 from ..storage.objects.store import ObjectStore
 from ..suffixes import ALL_SUFFIXES
+from . import declared
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,14 @@ class ObjectFolder:
             is_alone=is_alone,
         )
         self._listing = Listing(
-            self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds, settings.digest_limit
+            self._store,
+            settings.data_dir,
+            only,
+            ALL_SUFFIXES,
+            settings.listing_seconds,
+            settings.digest_limit,
+            # One byte more shows that it is too long.
+            {} if only else {declared.NAME: declared.MAX_BYTES + 1},
         )
 
     def close(self) -> None:

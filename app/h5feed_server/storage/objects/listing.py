@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,6 +52,9 @@ _STAMP = ".listed"
 _TROUBLE = ".trouble"
 """File with the reason for which the last listing failed; its modification time is when it did."""
 
+_COPIED = ".copied-"
+"""Prefix of the file that says of which version of an object the content is there."""
+
 _LOCK = ".lock"
 
 _MOST_BYTES = 16 << 10
@@ -74,6 +77,9 @@ class Listing:
         Seconds between listings.
     noted : int
         Bytes of an object up to which its metadata are asked for the digest of its content.
+    copied : mapping of str to int
+        Objects of which the content is in the folder, instead of a file that stands for it; and how many bytes of it,
+        at most.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Listing:
         endings: tuple[str, ...],
         interval: float,
         noted: int,
+        copied: Mapping[str, int],
     ) -> None:
         self._store = store
         self._folder = folder
@@ -91,6 +98,7 @@ class Listing:
         self._endings = endings
         self._interval = interval
         self._noted = noted
+        self._copied = copied
         self._began = time.time()
         self._noticed = float("-inf")
         self._wake = threading.Event()
@@ -185,6 +193,9 @@ class Listing:
             if self._closed:
                 return
             self._keep({one.key: one for one in found if one.key.lower().endswith(self._endings)})
+            of_keys = {one.key: one for one in found}
+            for key, most in self._copied.items():
+                self._copy(key, of_keys.get(key), most)
             stamp = self._folder / _STAMP
             stamp.touch()
             os.utime(stamp, (began, began))
@@ -241,7 +252,9 @@ class Listing:
         for folder, _, names in os.walk(self._folder, topdown=False):
             for name in names:
                 path = os.path.join(folder, name)
-                if name not in (_STAMP, _TROUBLE, _LOCK) and os.path.relpath(path, self._folder) not in wanted:
+                key = os.path.relpath(path, self._folder)
+                is_own = name in (_STAMP, _TROUBLE, _LOCK) or name.startswith(_COPIED)
+                if not is_own and key not in wanted and key not in self._copied:
                     os.unlink(path)
             if folder != str(self._folder):
                 with contextlib.suppress(OSError):
@@ -251,6 +264,26 @@ class Listing:
                 _write(self._folder / one.key, json.dumps(asdict(one)).encode())
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
                 self._skip(one.key, "its name is also the folder of another object")
+
+    def _copy(self, key: str, one: StoredObject | None, most: int) -> None:
+        """Make the copy of an object like the object; without one if there is none, or if it cannot be read."""
+        copy, version = self._folder / key, self._folder / f"{_COPIED}{key}"
+        if one is not None and one.unreadable:
+            self._skip(key, one.unreadable)
+            one = None
+        if one is None:
+            version.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
+            return
+        about = json.dumps(asdict(one)).encode()
+        with contextlib.suppress(FileNotFoundError):
+            if version.read_bytes() == about and copy.exists():
+                return
+        nbytes = min(one.size, most)
+        content = self._store.read(one, 0, nbytes) if nbytes else b""
+        version.unlink(missing_ok=True)
+        _write(copy, content)
+        _write(version, about)
 
     def _is_possible(self, one: StoredObject) -> bool:
         parts = one.key.split("/")
