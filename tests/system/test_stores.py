@@ -264,7 +264,9 @@ def test_passing_faults_change_no_row(serve: Serve, moto: Imitation, tmp_path: P
         return status, headers, body[: len(body) // 2]
 
     try:
-        server = serve("s3://data", **{**moto.environment, **proxy.environment}, **UNCACHED, H5FEED_READ_TIMEOUT="180")
+        # Nothing is fetched ahead: most rows of this small file would come with a few requests.
+        patience = {"H5FEED_READ_TIMEOUT": "180", "H5FEED_STORE_AHEAD_BYTES": "0"}
+        server = serve("s3://data", **{**moto.environment, **proxy.environment}, **UNCACHED, **patience)
         assert lines_of(server)["rows"]["status"] == "ok"
         proxy.behave = fail
         epoch_of(server, "rows", path)
