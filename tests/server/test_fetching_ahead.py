@@ -23,10 +23,11 @@ from h5feed.errors import SourceUnavailable
 from h5feed.stored.local_file import Identity
 from h5feed.wire import ROWS as ROW_IDS
 from h5feed.wire import read_body
+from h5feed_server.storage.objects import store as store_module
 from h5feed_server.storage.objects.claims import Claims
 from h5feed_server.storage.objects.object_file import FetchedRanges, ObjectFile
 from h5feed_server.storage.objects.range_cache import RangeCache
-from h5feed_server.storage.objects.store import ObjectStore
+from h5feed_server.storage.objects.store import MOST_SLOW, ObjectStore
 from h5feed_server.store_address import StoreAddress
 
 from tests.support.object_store import Answer, StoreProcess, StoreProxy, serve_folder
@@ -276,6 +277,45 @@ def test_an_object_that_hangs_holds_few_threads(serve: Serve, tmp_path: Path, bu
         store.stop()
 
 
+def test_an_object_that_hangs_holds_few_requests(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]],
+    bucket: Path,
+    proxy: StoreProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many of its ranges are wanted, those of another object need not wait for them."""
+    monkeypatch.setattr(store_module, "ATTEMPT_SECONDS", 1.0)
+    monkeypatch.setattr(store_module, "_SLOW_SECONDS", 0.5)
+    over = threading.Event()
+    asked: list[str] = []
+
+    def hang(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if "hanging" in path and ranged is not None:
+            asked.append(ranged)
+            over.wait(60)
+        return ask()
+
+    proxy.behave = hang
+    store, file = opened(0, seconds=60.0)
+    (bucket / "hanging.h5").write_bytes((bucket / "rows.h5").read_bytes())
+    hanging = store.head("hanging.h5")
+    wanted = [(1000 * number, 10) for number in range(700)]
+    try:
+        with ThreadPoolExecutor(MOST_SLOW) as pool:
+            futures = store.begin(hanging, wanted)
+            waiting = [pool.submit(store.wait, hanging, future) for future in futures[:MOST_SLOW]]
+            assert store.read(file.object, 10, 100) == (bucket / "rows.h5").read_bytes()[10:110]
+            assert len(asked) < len(wanted) / 2
+            # What nobody would wait for is not even begun.
+            wait_until(lambda: all(future.done() for future in store.begin(hanging, wanted)))
+            over.set()
+            for known in waiting:
+                assert known.result(60).nbytes == 10
+    finally:
+        over.set()
+        (bucket / "hanging.h5").unlink()
+
+
 @pytest.fixture
 def opened(
     proxy: StoreProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,10 +326,10 @@ def opened(
     stores: list[ObjectStore] = []
 
     def start(
-        max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0
+        max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0, seconds: float = 5.0
     ) -> tuple[ObjectStore, ObjectFile]:
         address = StoreAddress.parse("s3://data")
-        store = ObjectStore(address, 5.0, cache, ahead_bytes=max_bytes, request_rate=request_rate)
+        store = ObjectStore(address, seconds, cache, ahead_bytes=max_bytes, request_rate=request_rate)
         stores.append(store)
         return store, ObjectFile(store, store.head("rows.h5"), "rows.h5", Identity(0, 0, 0, 0, 0))
 
@@ -371,6 +411,7 @@ def test_what_is_fetched_ahead_is_on_the_disk(
 _CLAIM = """
 import sys, time
 from pathlib import Path
+from h5feed_server.storage.objects import store as store_module
 from h5feed_server.storage.objects.claims import Claims
 claims = Claims(Path(sys.argv[1]), 600.0)
 assert not claims.take(b"version1", [(0, 10), (5, 5)])

@@ -203,11 +203,6 @@ class FetchingAhead:
         """Those of some ranges of an object that other workers are fetching ahead."""
         return set() if self.claims is None else self.claims.theirs(digest, pieces)
 
-    def wait_for_others(self, digest: bytes, piece: Piece) -> None:
-        """Return when no other worker is fetching a range: if it has succeeded, it is on the disk."""
-        if self.claims is not None:
-            self.claims.wait(digest, piece)
-
     def used(self, part: Part, piece: Piece) -> None:
         """A range that was joined has been read."""
         with self._lock:

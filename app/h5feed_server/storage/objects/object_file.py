@@ -233,7 +233,7 @@ class FetchedRanges(Source):
     def _from_disk(self, number: int) -> Bytes | None:
         store, piece = self._file.store, (self._begins[number], self._sizes[number])
         if piece in self._theirs:
-            store.ahead.wait_for_others(self._file.digest, piece)
+            store.wait_for_others(self._file.object, self._file.digest, piece)
         assert store.cache is not None
         return store.cache.find(self._file.digest, *piece)
 
