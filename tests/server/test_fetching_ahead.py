@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import numpy as np
 import pytest
 from h5feed.errors import SourceUnavailable
 from h5feed.stored.local_file import Identity
+from h5feed.stored.scratch import Bytes
 from h5feed.wire import ROWS as ROW_IDS
 from h5feed.wire import read_body
+from h5feed_server.storage.objects import fetching_ahead, object_file
 from h5feed_server.storage.objects import store as store_module
+from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
 from h5feed_server.storage.objects.object_file import FetchedRanges, ObjectFile
 from h5feed_server.storage.objects.range_cache import RangeCache
@@ -378,6 +381,51 @@ def test_memory_is_bounded(opened: Callable[..., tuple[ObjectStore, ObjectFile]]
     wait_until(lambda: store.ahead.nbytes == 0)
 
 
+def test_the_number_of_ranges_is_bounded(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]],
+    bucket: Path,
+    proxy: StoreProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of short ones, so many would fit into the bounds on bytes that their futures alone would fill the memory."""
+    monkeypatch.setattr(fetching_ahead, "_MOST_PIECES", 100)
+    monkeypatch.setattr(object_file, "_MOST_RANGES", 64)
+    over = threading.Event()
+
+    def held(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is not None:
+            over.wait(60)
+        return ask()
+
+    proxy.behave = held
+    store, file = opened(1 << 20, seconds=60.0)
+    begun: list[int] = []
+    begin = store.begin
+
+    def counting(one: StoredObject, wanted: list[tuple[int, int]], **options: bool) -> list[Future[Bytes]]:
+        begun.append(len(wanted))
+        return begin(one, wanted, **options)
+
+    monkeypatch.setattr(store, "begin", counting)
+    content = np.fromfile(bucket / "rows.h5", np.uint8)
+    try:
+        assert not store.ahead.fetch("order", 0, file, *ranges(0, 300, 10))
+        assert sum(begun) == 100
+        begun.clear()
+        offsets, sizes = ranges(0, 300, 10)
+        read = FetchedRanges(file, offsets, sizes)
+        assert sum(begun) == 64
+        over.set()
+        target = np.empty(3000, np.uint8)
+        read.read_rows(offsets, sizes, target, np.arange(0, 3000, 10))
+        assert target.tobytes() == b"".join(content[offset : offset + 10].tobytes() for offset in offsets.tolist())
+        assert sum(begun) == 200, "what was fetched ahead is not fetched again"
+        wait_until(lambda: store.ahead.nbytes == 0)
+        assert store.ahead.fetch("order", 1, file, *ranges(0, 100, 10))
+    finally:
+        over.set()
+
+
 def test_a_fetch_ahead_that_fails_is_tried_again(
     opened: Callable[..., tuple[ObjectStore, ObjectFile]], proxy: StoreProxy
 ) -> None:
@@ -411,7 +459,9 @@ def test_what_is_fetched_ahead_is_on_the_disk(
 _CLAIM = """
 import sys, time
 from pathlib import Path
+from h5feed_server.storage.objects import fetching_ahead, object_file
 from h5feed_server.storage.objects import store as store_module
+from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
 claims = Claims(Path(sys.argv[1]), 600.0)
 assert not claims.take(b"version1", [(0, 10), (5, 5)])
