@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ import numpy as np
 import pytest
 from h5feed.errors import SourceUnavailable
 from h5feed.stored.local_file import Identity
+from h5feed.stored.scratch import Bytes
 from h5feed.wire import ROWS as ROW_IDS
 from h5feed.wire import read_body
+from h5feed_server.storage.objects import fetching_ahead, object_file
+from h5feed_server.storage.objects import store as store_module
+from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
 from h5feed_server.storage.objects.object_file import FetchedRanges, ObjectFile
 from h5feed_server.storage.objects.range_cache import RangeCache
-from h5feed_server.storage.objects.store import ObjectStore
+from h5feed_server.storage.objects.store import MOST_SLOW, ObjectStore
 from h5feed_server.store_address import StoreAddress
 
 from tests.support.object_store import Answer, StoreProcess, StoreProxy, serve_folder
@@ -276,6 +280,45 @@ def test_an_object_that_hangs_holds_few_threads(serve: Serve, tmp_path: Path, bu
         store.stop()
 
 
+def test_an_object_that_hangs_holds_few_requests(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]],
+    bucket: Path,
+    proxy: StoreProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many of its ranges are wanted, those of another object need not wait for them."""
+    monkeypatch.setattr(store_module, "ATTEMPT_SECONDS", 1.0)
+    monkeypatch.setattr(store_module, "_SLOW_SECONDS", 0.5)
+    over = threading.Event()
+    asked: list[str] = []
+
+    def hang(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if "hanging" in path and ranged is not None:
+            asked.append(ranged)
+            over.wait(60)
+        return ask()
+
+    proxy.behave = hang
+    store, file = opened(0, seconds=60.0)
+    (bucket / "hanging.h5").write_bytes((bucket / "rows.h5").read_bytes())
+    hanging = store.head("hanging.h5")
+    wanted = [(1000 * number, 10) for number in range(700)]
+    try:
+        with ThreadPoolExecutor(MOST_SLOW) as pool:
+            futures = store.begin(hanging, wanted)
+            waiting = [pool.submit(store.wait, hanging, future) for future in futures[:MOST_SLOW]]
+            assert store.read(file.object, 10, 100) == (bucket / "rows.h5").read_bytes()[10:110]
+            assert len(asked) < len(wanted) / 2
+            # What nobody would wait for is not even begun.
+            wait_until(lambda: all(future.done() for future in store.begin(hanging, wanted)))
+            over.set()
+            for known in waiting:
+                assert known.result(60).nbytes == 10
+    finally:
+        over.set()
+        (bucket / "hanging.h5").unlink()
+
+
 @pytest.fixture
 def opened(
     proxy: StoreProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,10 +329,10 @@ def opened(
     stores: list[ObjectStore] = []
 
     def start(
-        max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0
+        max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0, seconds: float = 5.0
     ) -> tuple[ObjectStore, ObjectFile]:
         address = StoreAddress.parse("s3://data")
-        store = ObjectStore(address, 5.0, cache, ahead_bytes=max_bytes, request_rate=request_rate)
+        store = ObjectStore(address, seconds, cache, ahead_bytes=max_bytes, request_rate=request_rate)
         stores.append(store)
         return store, ObjectFile(store, store.head("rows.h5"), "rows.h5", Identity(0, 0, 0, 0, 0))
 
@@ -338,6 +381,51 @@ def test_memory_is_bounded(opened: Callable[..., tuple[ObjectStore, ObjectFile]]
     wait_until(lambda: store.ahead.nbytes == 0)
 
 
+def test_the_number_of_ranges_is_bounded(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]],
+    bucket: Path,
+    proxy: StoreProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of short ones, so many would fit into the bounds on bytes that their futures alone would fill the memory."""
+    monkeypatch.setattr(fetching_ahead, "_MOST_PIECES", 100)
+    monkeypatch.setattr(object_file, "_MOST_RANGES", 64)
+    over = threading.Event()
+
+    def held(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is not None:
+            over.wait(60)
+        return ask()
+
+    proxy.behave = held
+    store, file = opened(1 << 20, seconds=60.0)
+    begun: list[int] = []
+    begin = store.begin
+
+    def counting(one: StoredObject, wanted: list[tuple[int, int]], **options: bool) -> list[Future[Bytes]]:
+        begun.append(len(wanted))
+        return begin(one, wanted, **options)
+
+    monkeypatch.setattr(store, "begin", counting)
+    content = np.fromfile(bucket / "rows.h5", np.uint8)
+    try:
+        assert not store.ahead.fetch("order", 0, file, *ranges(0, 300, 10))
+        assert sum(begun) == 100
+        begun.clear()
+        offsets, sizes = ranges(0, 300, 10)
+        read = FetchedRanges(file, offsets, sizes)
+        assert sum(begun) == 64
+        over.set()
+        target = np.empty(3000, np.uint8)
+        read.read_rows(offsets, sizes, target, np.arange(0, 3000, 10))
+        assert target.tobytes() == b"".join(content[offset : offset + 10].tobytes() for offset in offsets.tolist())
+        assert sum(begun) == 200, "what was fetched ahead is not fetched again"
+        wait_until(lambda: store.ahead.nbytes == 0)
+        assert store.ahead.fetch("order", 1, file, *ranges(0, 100, 10))
+    finally:
+        over.set()
+
+
 def test_a_fetch_ahead_that_fails_is_tried_again(
     opened: Callable[..., tuple[ObjectStore, ObjectFile]], proxy: StoreProxy
 ) -> None:
@@ -371,6 +459,9 @@ def test_what_is_fetched_ahead_is_on_the_disk(
 _CLAIM = """
 import sys, time
 from pathlib import Path
+from h5feed_server.storage.objects import fetching_ahead, object_file
+from h5feed_server.storage.objects import store as store_module
+from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
 claims = Claims(Path(sys.argv[1]), 600.0)
 assert not claims.take(b"version1", [(0, 10), (5, 5)])

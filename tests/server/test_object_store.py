@@ -522,6 +522,31 @@ def test_a_failed_listing_is_told_by_all_workers(serve: Serve, proxy: StoreProxy
     wait_until(lambda: said() == {"ok"})
 
 
+@pytest.mark.parametrize("key", ["sub//rows.h5", "sub/../rows.h5", "sub/ro\nws.h5"])
+def test_a_name_that_cannot_be_used_is_told(serve: Serve, proxy: StoreProxy, bucket: Path, key: str) -> None:
+    """The library lists no object of the page with it. What was listed earlier is served."""
+    server = serve("s3://data", **proxy.environment, H5FEED_LISTING_SECONDS="1")
+    described(server, "sub.rows")
+
+    def odd(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        status, headers, body = ask()
+        if "list-type=" in path:
+            body = body.replace(b"<Key>notes.txt</Key>", f"<Key>{key}</Key>".encode())
+            headers["content-length"] = str(len(body))
+        return status, headers, body
+
+    proxy.behave = odd
+
+    def said() -> str:
+        return httpx.get(f"{server.url}/readyz", timeout=60).text
+
+    wait_until(lambda: "the name of an object cannot be used" in said())
+    assert " ".join(key.split()) in said() and "rename" in said()
+    epoch_of(server, "sub.rows", bucket / "sub" / "rows.h5", ["plain"])
+    proxy.behave = honest
+    wait_until(lambda: said() == "ok")
+
+
 def test_new_objects_are_found(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     store = serve_folder(tmp_path)

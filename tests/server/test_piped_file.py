@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +131,32 @@ def test_indices_are_read_level_by_level(tmp_path: Path, user_block: int, versio
             if levels == 8:
                 assert parent.nbytes < path.stat().st_size / 2
     assert frames[8] < 35 and frames[8] <= frames[1] < frames[0] / 2, frames
+
+
+@pytest.mark.parametrize("kind", ["again", "overlapping", "back", "heap", "beyond"])
+def test_crafted_indices_take_little(tmp_path: Path, kind: str) -> None:
+    """Nodes may lead to each other, to one place many times, to all of the file, or out of it."""
+    nbytes = 1 << 20
+    addresses = {
+        "again": [nbytes] * 65_000,
+        "overlapping": [nbytes + number for number in range(65_000)],
+        "back": [number % 8 * nbytes for number in range(65_000)],
+        "beyond": [2**64 - 1 - number for number in range(65_000)],
+    }.get(kind, [])
+    node = b"TREE" + struct.pack("<BBH16x", 0, 1, 65_000)
+    node += b"".join(struct.pack("<QQ", 0, address) for address in addresses)
+    if kind == "heap":
+        node = b"HEAP" + struct.pack("<4xQQQ", 1 << 40, 0, 0)
+    path = tmp_path / "file"
+    path.write_bytes(node.ljust(nbytes, b"\0")[:nbytes] * 8)
+    with path.open("r+b") as file:
+        file.truncate((1 << 40) + nbytes)
+    with piped(path, levels=8) as (piped_file, parent):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        target = bytearray(nbytes)
+        assert piped_file.readinto(target) == nbytes and target == path.open("rb").read(nbytes)
+        assert parent.nbytes <= 128 << 20
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10
 
 
 def write_lists(path: Path, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import sys
 from collections.abc import Callable, Iterator
@@ -259,4 +260,31 @@ def test_a_link_to_a_folder_above_does_not_list_for_ever(serve: Serve, tmp_path:
     ],
 )
 def test_links_of_pages(page: str, names: list[str]) -> None:
-    assert _linked(page, "http://host/data/") == names
+    assert asyncio.run(_linked(page, "http://host/data/")) == names
+
+
+def test_links_of_a_long_page() -> None:
+    """Tags are in two parts of it, and scripts are long."""
+    rows = "".join(f'<tr class="file"><td><a href="rows{number}.h5">x</a></td></tr>\n' for number in range(20_000))
+    page = f"<html><script>{'x < y;' * 100_000}</script>{rows}"
+    assert asyncio.run(_linked(page, "http://host/data/")) == [f"rows{number}.h5" for number in range(20_000)]
+
+
+@pytest.mark.parametrize("part", ["<a ", "<!--", "<a href='", "<script>", "</", "<a x=y<"])
+def test_a_page_that_ends_no_tag_is_no_listing(part: str) -> None:
+    """And does not take for ever."""
+    with pytest.raises(ValueError, match="never ends"):
+        asyncio.run(_linked(part * ((4 << 20) // len(part)), "http://host/data/"))
+
+
+def test_a_version_without_quotes(serve: Serve, proxy: StoreProxy, files: Path) -> None:
+    """They belong to an ETag, but not all servers know."""
+
+    def unquoted(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        status, headers, body = ask()
+        return status, {name: value.strip('"') if name == "etag" else value for name, value in headers.items()}, body
+
+    proxy.behave = unquoted
+    server = serve(f"{proxy.url}/my%20data/rows.h5", **UNCACHED)
+    assert lines_of(server)["rows"]["status"] == "ok"
+    epoch_of(server, "rows", files / "my data" / "rows.h5")

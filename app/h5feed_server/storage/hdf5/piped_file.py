@@ -48,6 +48,9 @@ _RUNS_OF_A_LENGTH = 32
 
 _CACHE_BYTES = 64 << 20
 
+_MOST_NODES = 1 << 16
+"""Nodes of one level of an index that are followed; all that there is room for."""
+
 
 class Pipe:
     """The pipes to the parent, and the blocks that came through them: those that were used last, of all files together.
@@ -96,9 +99,14 @@ class Pipe:
         """
         read: list[tuple[int, int]] = []
         wanted: dict[int, None] = {}
+        # Crafted ones may overlap, and be much more than there is room for.
+        left = _CACHE_BYTES
         for offset, nbytes in ranges:
             if not 0 <= offset < offset + nbytes <= file.size:
                 continue
+            left -= nbytes
+            if left < 0:
+                break
             missing = self._missing(file, range(offset // BLOCK_BYTES, -(-(offset + nbytes) // BLOCK_BYTES)))
             if (len(wanted) + len(missing)) * BLOCK_BYTES > _CACHE_BYTES // 2:
                 break
@@ -230,13 +238,16 @@ class PipedFile(io.RawIOBase):
 
     def _follow(self, node: memoryview) -> None:
         """If this is a node of an index, read what it leads to: each level in one go, not node by node."""
-        found = index_nodes.led_to(node)
+        found = list(index_nodes.led_to(node))
         for _ in range(self._pipe.levels):
             if not found:
                 return
-            read = self._pipe.fetch(self, [(self.base + address, nbytes) for address, nbytes in found])
+            # A crafted node may lead to the same place, or back, many times.
+            ranges = dict.fromkeys((self.base + address, nbytes) for address, nbytes in found)
             found = []
-            for offset, nbytes in read:
+            for offset, nbytes in self._pipe.fetch(self, ranges):
+                if len(found) > _MOST_NODES:
+                    break
                 found += index_nodes.led_to(memoryview(self.at(offset, nbytes)))
 
 

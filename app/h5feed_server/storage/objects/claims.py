@@ -60,11 +60,16 @@ class Claims:
         # Only one descriptor per process: closing any would release all of its locks.
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         nbytes = 8 * _WORDS * _SLOTS
-        if os.fstat(self._fd).st_size < nbytes:
-            os.ftruncate(self._fd, nbytes)
+        try:
+            # A page that finds no room on the disk when it is written would kill the process.
+            os.posix_fallocate(self._fd, 0, nbytes)
+            self._own = self._become_owner()
+        except OSError:
+            os.close(self._fd)
+            raise
         self._map = mmap.mmap(self._fd, nbytes)
         self._words = memoryview(self._map).cast("Q")
-        self._own = self._become_owner()
+        self._forget_predecessor()
 
     def take(self, version: bytes, pieces: Iterable[Piece]) -> set[Piece]:
         """Claim ranges of an object. Returns those that another worker has claimed."""
@@ -91,19 +96,35 @@ class Claims:
                 if self._words[word] == key and self._words[word + 1] >> 32 == self._own:
                     self._words[word] = 0
 
-    def wait(self, version: bytes, piece: Piece) -> None:
-        """Return when no other worker has claimed a range, which then is on the disk if it has succeeded."""
+    def wait(self, version: bytes, piece: Piece, seconds: float | None = None) -> bool:
+        """Wait until no other worker has claimed a range, which then is on the disk if it has succeeded.
+
+        Parameters
+        ----------
+        seconds : float, optional
+            Default: as long as a fetch may take.
+
+        Returns
+        -------
+        bool
+            False: the time was not enough.
+        """
         word, key = _place(version, piece)
         look = time.monotonic() + _ALIVE_SECONDS
+        # Its owner may give up, and claim it again.
+        until = time.monotonic() + (self._seconds if seconds is None else seconds)
         while self._words[word] == key:
             now = time.monotonic()
+            if now > until:
+                return False
             if not self._is_live(word, int(now)):
-                return
+                return True
             if now > look:
                 look = now + _ALIVE_SECONDS
                 if not self._is_alive(self._words[word + 1] >> 32):
-                    return
+                    return True
             time.sleep(_POLL_SECONDS)
+        return True
 
     def theirs(self, version: bytes, pieces: Iterable[Piece]) -> set[Piece]:
         """Those of some ranges that other workers have claimed."""
@@ -118,7 +139,9 @@ class Claims:
     def _is_live(self, word: int, now: int) -> bool:
         """Whether the claim is another worker's and not too old."""
         about = self._words[word + 1]
-        return about >> 32 != self._own and about & 0xFFFFFFFF > now
+        # A claim that ends later is from before the machine was started, or another server's.
+        left = (about & 0xFFFFFFFF) - now
+        return about >> 32 != self._own and 0 < left <= int(self._seconds) + 1
 
     def _become_owner(self) -> int:
         with self._lock:
@@ -127,6 +150,13 @@ class Claims:
                     fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, owner)
                     return owner
         raise OSError(f"{self._fd}: more than {_MOST_OWNERS} processes")
+
+    def _forget_predecessor(self) -> None:
+        """Release what was claimed by a worker that has died: with its number, it seems to live again."""
+        with self._changing():
+            for word in range(0, len(self._words), _WORDS):
+                if self._words[word + 1] >> 32 == self._own:
+                    self._words[word] = 0
 
     def _is_alive(self, owner: int) -> bool:
         with self._lock:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _STATUS = re.compile(r"status code: (\d{3})")
 
+_MOST_SAID = 500
+"""Characters of a message of the library."""
+
 _METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
 """Where cloud machines get credentials: asked if the environment has none."""
 
@@ -94,6 +97,12 @@ class CloudStore:
         if one is not None and isinstance(error, exceptions.PreconditionError):
             return replaced(one)
         said = str(error)
+        if isinstance(error, exceptions.InvalidPathError):
+            # A whole page of the listing is lost with it.
+            why = " ".join(said.partition("Debug source")[0].split())[:_MOST_SAID]
+            return Unreadable(
+                f"the name of an object cannot be used: {why}: rename or delete it, or serve another prefix"
+            )
         if any(service in said for service in _METADATA_SERVICES):
             return Unreadable(f"the server has no credentials for the store: {self._address.advice}")
         match = _STATUS.search(said)

@@ -36,6 +36,9 @@ _PAUSE_SECONDS = 5.0
 _WASTE_SHARE = 8
 """Of what is fetched without sharing it, the part that may be dropped without use."""
 
+_MOST_PIECES = 1 << 15
+"""Ranges that are in flight, or have come and are not used yet: each takes some KiB of memory, however short it is."""
+
 _LATE = 256
 """Batches that may be asked for so much later than others, if connections overtake each other."""
 
@@ -165,9 +168,9 @@ class FetchingAhead:
                 else:
                     missing.append(piece)
             missing = self._not_held(file.digest, missing)
-            fits = self._make_room(sum(nbytes for _, nbytes in missing), order, number)
+            fits = self._make_room(sum(nbytes for _, nbytes in missing), len(missing), order, number)
             if not fits:
-                missing = _first(missing, self.max_bytes - self._nbytes)
+                missing = _first(missing[: max(0, _MOST_PIECES - len(self._parts))], self.max_bytes - self._nbytes)
             if self.claims is not None:
                 theirs = self.claims.take(file.digest, missing)
                 mine = [piece for piece in missing if piece not in theirs]
@@ -203,11 +206,6 @@ class FetchingAhead:
         """Those of some ranges of an object that other workers are fetching ahead."""
         return set() if self.claims is None else self.claims.theirs(digest, pieces)
 
-    def wait_for_others(self, digest: bytes, piece: Piece) -> None:
-        """Return when no other worker is fetching a range: if it has succeeded, it is on the disk."""
-        if self.claims is not None:
-            self.claims.wait(digest, piece)
-
     def used(self, part: Part, piece: Piece) -> None:
         """A range that was joined has been read."""
         with self._lock:
@@ -229,20 +227,24 @@ class FetchingAhead:
         self._orders.move_to_end(order)
         return known
 
-    def _make_room(self, nbytes: int, order: Order, number: int) -> bool:
-        """Drop what will probably not be needed. Returns whether there is room for so much."""
+    def _make_room(self, nbytes: int, count: int, order: Order, number: int) -> bool:
+        """Drop what will probably not be needed. Returns whether there is room for so many bytes, and ranges."""
+
+        def fits() -> bool:
+            return self._nbytes + nbytes <= self.max_bytes and len(self._parts) + count <= _MOST_PIECES
+
         for other, read in list(self._orders.items()):
-            if self._nbytes + nbytes <= self.max_bytes:
+            if fits():
                 return True
             if other != order and time.monotonic() - read.asked > _PAUSE_SECONDS:
                 self._drop(other)
         # Of batches that were asked for from other workers, which have found it on the disk.
         for part in list(self._orders[order].parts):
-            if self._nbytes + nbytes <= self.max_bytes:
+            if fits():
                 return True
             if part.is_kept and part.number < number - (0 if self.is_shared else _LATE):
                 self._forget(part)
-        return self._nbytes + nbytes <= self.max_bytes
+        return fits()
 
     def _not_held(self, digest: bytes, pieces: list[Piece]) -> list[Piece]:
         """Those that are not on the disk."""

@@ -23,6 +23,9 @@ from .store import ObjectStore
 WINDOW_BYTES = 32 << 20
 """Bytes of one read that are fetched and not used yet. A single part may be all of it."""
 
+_MOST_RANGES = 1024
+"""Ranges of one read that are on their way: each takes some KiB of memory, however short it is."""
+
 
 class ObjectFile(FileSource):
     """One version of an object.
@@ -119,6 +122,7 @@ class FetchedRanges(Source):
         self._waiting = iter(list(order))
         self._next = next(self._waiting, None)
         self._outstanding = 0
+        self._on_the_way = 0
         self._lock = threading.Lock()
         with self._lock:
             self._start_more()
@@ -224,6 +228,7 @@ class FetchedRanges(Source):
             if is_over:
                 if self._futures[number] is not None:
                     self._outstanding -= self._sizes[number]
+                    self._on_the_way -= 1
                 self._futures[number] = None
                 self._start_more()
         if is_over and (part := self._joined[number]) is not None:
@@ -233,7 +238,7 @@ class FetchedRanges(Source):
     def _from_disk(self, number: int) -> Bytes | None:
         store, piece = self._file.store, (self._begins[number], self._sizes[number])
         if piece in self._theirs:
-            store.ahead.wait_for_others(self._file.digest, piece)
+            store.wait_for_others(self._file.object, self._file.digest, piece)
         assert store.cache is not None
         return store.cache.find(self._file.digest, *piece)
 
@@ -262,9 +267,16 @@ class FetchedRanges(Source):
             cache.keep(self._file.digest, offset, data[offset - begin : offset - begin + nbytes])
 
     def _start_more(self) -> None:
-        numbers = []
+        if self._on_the_way > _MOST_RANGES // 2:
+            # Many at a time take less work.
+            return
+        numbers: list[int] = []
         nbytes = self._outstanding
-        while self._next is not None and (not nbytes or nbytes + self._sizes[self._next] <= WINDOW_BYTES):
+        while (
+            self._next is not None
+            and self._on_the_way + len(numbers) < _MOST_RANGES
+            and (not nbytes or nbytes + self._sizes[self._next] <= WINDOW_BYTES)
+        ):
             # It may have been started out of order.
             is_wanted = self._futures[self._next] is None and self._uses[self._next] > 0
             if is_wanted and not self._is_held[self._next] and self._joined[self._next] is None:
@@ -280,4 +292,5 @@ class FetchedRanges(Source):
         for number, future in zip(numbers, futures, strict=True):
             self._futures[number] = future
             self._outstanding += self._sizes[number]
+            self._on_the_way += 1
         return futures

@@ -25,12 +25,11 @@ from .claims import Claims
 from .content_note import ContentNote
 from .fetching_ahead import FetchingAhead
 from .link import Link
+from .parts import Piece
 from .range_cache import RangeCache
+from .slots import Slots
 
 T = TypeVar("T")
-
-MOST_AHEAD = 96
-"""Of the requests that a process makes at the same time, those for ranges that nobody has asked for yet."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between attempts: twice as long each time, and at random between half of that and all of it."""
@@ -127,8 +126,7 @@ class ObjectStore:
         self._lock = threading.Lock()
         self._slow: dict[str, int] = {}
         """Threads that wait for long, by the name of the object."""
-        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
-        self._slots_ahead = asyncio.Semaphore(MOST_AHEAD)
+        self._slots = Slots()
         self.link = Link()
         """How fast the store answers."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="h5feed-store", daemon=True)
@@ -171,11 +169,15 @@ class ObjectStore:
         futures: list[Future[Bytes]] = [Future() for _ in ranges]
         if not ranges:
             return futures
-        slots = self._slots_ahead if ahead else None
+        if self._slow.get(one.key, 0) >= MOST_SLOW:
+            # Nobody would wait for them, and many such requests would fill the memory.
+            for future in futures:
+                future.set_exception(_busy())
+            return futures
 
         def start() -> None:
             for future, (offset, nbytes) in zip(futures, ranges, strict=True):
-                _forward(self._loop.create_task(self._range(one, offset, nbytes, slots)), future)
+                _forward(self._loop.create_task(self._range(one, offset, nbytes, ahead)), future)
 
         self._loop.call_soon_threadsafe(start)
         return futures
@@ -189,7 +191,7 @@ class ObjectStore:
         if future.done():
             return future.result()
         if self._slow.get(one.key, 0) >= MOST_SLOW:
-            raise unavailable("other requests wait for the same object")
+            raise _busy()
         try:
             return future.result(min(_SLOW_SECONDS, self._timeout))
         except FuturesTimeout:
@@ -199,11 +201,23 @@ class ObjectStore:
                 except FuturesTimeout:
                     raise unavailable("it does not answer") from None
 
+    def wait_for_others(self, one: StoredObject, digest: bytes, piece: Piece) -> None:
+        """Return when no other worker is fetching a range: if it has succeeded, it is on the disk. Like `wait`, raises
+        SourceUnavailable if enough threads wait already.
+        """
+        if (claims := self.ahead.claims) is None:
+            return
+        if self._slow.get(one.key, 0) >= MOST_SLOW:
+            raise _busy()
+        if not claims.wait(digest, piece, min(_SLOW_SECONDS, self._timeout)):
+            with self._waiting_slowly(one):
+                claims.wait(digest, piece, max(0.0, self._timeout - _SLOW_SECONDS))
+
     @contextlib.contextmanager
     def _waiting_slowly(self, one: StoredObject) -> Iterator[None]:
         with self._lock:
             if self._slow.get(one.key, 0) >= MOST_SLOW:
-                raise unavailable("other requests wait for the same object")
+                raise _busy()
             self._slow[one.key] = self._slow.get(one.key, 0) + 1
         try:
             yield
@@ -295,11 +309,8 @@ class ObjectStore:
     def _once(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         return _result(asyncio.run_coroutine_threadsafe(self._attempt(work, None, seconds), self._loop), seconds)
 
-    async def _range(
-        self, one: StoredObject, offset: int, nbytes: int, slots: asyncio.Semaphore | None = None
-    ) -> Bytes:
-        async with slots or contextlib.nullcontext():
-            data = await self._persist(lambda: self._fetch(one, offset, nbytes), one, self.on_change)
+    async def _range(self, one: StoredObject, offset: int, nbytes: int, ahead: bool) -> Bytes:
+        data = await self._persist(lambda: self._fetch(one, offset, nbytes), one, self.on_change, ahead=ahead)
         self.traffic.nbytes += nbytes
         return data
 
@@ -315,13 +326,15 @@ class ObjectStore:
         work: Callable[[], Coroutine[Any, Any, T]],
         one: StoredObject | None,
         on_change: Callable[[], None] = lambda: None,
+        *,
+        ahead: bool = False,
     ) -> T:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
         until = self._loop.time() + self._timeout
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with asyncio.timeout_at(until), self._slots:
+                async with asyncio.timeout_at(until), self._slots.one(one.key if one else None, ahead=ahead):
                     await self._turn(until)
                     return await self._attempt(work, one, ATTEMPT_SECONDS)
             except (FeedError, TimeoutError) as error:
@@ -355,6 +368,8 @@ class ObjectStore:
             async with asyncio.timeout(seconds):
                 result = await work()
             outcome = "ok"
+            if one is not None:
+                self._slots.has_answered(one.key)
             return result
         except Exception as error:
             problem = self._problem(error, one)
@@ -362,7 +377,11 @@ class ObjectStore:
                 outcome = _OUTCOMES.get(type(problem), "unavailable")
             raise problem from problem.__cause__
         finally:
-            self.traffic.end(outcome, self._loop.time() - began)
+            seconds = self._loop.time() - began
+            self.traffic.end(outcome, seconds)
+            # The libraries have timeouts of their own, and name them differently.
+            if one is not None and outcome in ("timeout", "unavailable") and seconds >= _SLOW_SECONDS:
+                self._slots.has_hung(one.key)
 
     def _problem(self, error: Exception, one: StoredObject | None) -> FeedError:
         if isinstance(error, FeedError):
@@ -389,6 +408,10 @@ def _opened(address: StoreAddress) -> Backend:
     from .cloud import CloudStore
 
     return CloudStore(address)
+
+
+def _busy() -> SourceUnavailable:
+    return unavailable("other requests wait for the same object")
 
 
 def _result(future: Future[T], seconds: float) -> T:

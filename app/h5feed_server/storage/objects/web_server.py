@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 import numpy as np
 from h5feed.errors import BadParameter, FeedError, Unreadable
@@ -47,6 +47,12 @@ _DEEPEST = 32
 """Folders in folders: a link to a folder above would make endless ones."""
 
 _MOST_PAGE_BYTES = 32 << 20
+
+_PARSED_AT_ONCE = 64 << 10
+"""Characters of a page."""
+
+_MOST_UNPARSED = 1 << 20
+"""Characters that the parser may keep until it finds their end: it begins with them again each time."""
 
 _ASKED_TOGETHER = 16
 """Files of a folder whose versions are asked for at the same time."""
@@ -131,12 +137,12 @@ class WebServer:
         async with self._answer(self._url(one.key), asked) as answer:
             if answer.status_code == 200:
                 # The whole file, of this version or another.
-                raise replaced(one) if answer.headers.get("etag") != one.e_tag else Unreadable(_WHOLE)
+                raise replaced(one) if _e_tag_of(answer) != one.e_tag else Unreadable(_WHOLE)
             if answer.status_code != 206:
                 raise _of_status(answer.status_code, one, self._advice)
             begin, end, size = _range_of(answer)
             # Asked for and checked: some servers ignore the condition.
-            if (answer.headers.get("etag"), size) != (one.e_tag, one.size):
+            if (_e_tag_of(answer), size) != (one.e_tag, one.size):
                 raise replaced(one)
             if (begin, end) != (offset, offset + nbytes - 1):
                 raise Cut
@@ -207,7 +213,7 @@ class WebServer:
             if kind == "application/json":
                 names = _named(json.loads(text))
             elif kind in ("text/html", "application/xhtml+xml"):
-                names = _linked(text, url)
+                names = await _linked(text, url)
             else:
                 raise ValueError
         except (ValueError, LookupError):
@@ -250,6 +256,11 @@ def _of_status(status: int, one: StoredObject | None, advice: str) -> FeedError:
     return of_status(status, one)
 
 
+def _e_tag_of(answer: httpx.Response) -> str:
+    """Written as in a `StoredObject`: some servers leave the quotes out."""
+    return StoredObject.of("", 0, answer.headers.get("etag")).e_tag
+
+
 def _range_of(answer: httpx.Response) -> tuple[int, int, int]:
     """First and last byte of an answer, and the size of the file."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
@@ -276,28 +287,35 @@ def _named(listing: Any) -> list[str]:
     return names
 
 
-def _linked(page: str, url: str) -> list[str]:
+async def _linked(page: str, url: str) -> list[str]:
     """The names that a page links to, right below its URL; those of folders end with a slash."""
     links = _Links()
-    links.feed(page)
-    links.close()
     base = urlsplit(url)
     above = unquote(base.path)
-    names = []
-    for link in links.found:
-        try:
-            target = urlsplit(urljoin(url, link))
-            path = unquote(target.path, errors="strict")
-        except ValueError:
-            continue
-        if target[:2] != base[:2] or target.query or not path.startswith(above):
-            # Up, elsewhere, or the same page in another order.
-            continue
-        name = path[len(above) :]
-        inner = name.removesuffix("/")
-        if inner and "/" not in inner and inner not in (".", ".."):
-            names.append(name)
+    names: list[str] = []
+    for begin in range(0, len(page), _PARSED_AT_ONCE):
+        links.feed(page[begin : begin + _PARSED_AT_ONCE])
+        if len(links.rawdata) > _MOST_UNPARSED:
+            raise ValueError("a tag, comment or script never ends")
+        names += filter(None, (_name_below(link, url, base, above) for link in links.found))
+        links.found.clear()
+        # Requests for ranges go on meanwhile. What is not closed at the end is no link, so the parser is not closed.
+        await asyncio.sleep(0)
     return names
+
+
+def _name_below(link: str, url: str, base: SplitResult, above: str) -> str | None:
+    """What a link of a page names right below its URL; None if it leads up, elsewhere or to the same page."""
+    try:
+        target = urlsplit(urljoin(url, link))
+        path = unquote(target.path, errors="strict")
+    except ValueError:
+        return None
+    if target[:2] != base[:2] or target.query or not path.startswith(above):
+        return None
+    name = path[len(above) :]
+    inner = name.removesuffix("/")
+    return name if inner and "/" not in inner and inner not in (".", "..") else None
 
 
 class _Links(HTMLParser):
