@@ -27,7 +27,7 @@ from .data import Files
 from .measure import Figure, Rates
 from .servers import START_SECONDS, ServerFailed, h5feed_server
 
-_ROWS, _ROW_BYTES = 3000, 8192
+_ROWS, _ROW_BYTES = 6000, 8192
 
 _SHARE = 8
 """The cache of a replica holds the data divided by this: far less than a third, so that each is filled."""

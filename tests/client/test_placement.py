@@ -519,7 +519,7 @@ def test_three_small_caches_of_a_store_hold_three_parts(serve: Serve, tmp_path: 
     pytest.importorskip("hadro")
     from tests.support.object_store import serve_folder
 
-    rows, row_bytes = 3000, 8192
+    rows, row_bytes = 6000, 8192
     (tmp_path / "buckets" / "data").mkdir(parents=True)
     with h5py.File(tmp_path / "buckets" / "data" / "rows.h5", "w") as file:
         file["images"] = np.random.default_rng(0).integers(0, 256, (rows, row_bytes), np.uint8)

@@ -134,7 +134,7 @@ class ObjectFolder:
 
 def _claims(folder: Path, timeout: float) -> Claims | None:
     try:
-        return Claims(folder / "ranges" / "claims", timeout)
+        return Claims(folder / "claims", timeout)
     except OSError as error:
         logger.warning("workers may fetch the same ranges twice: %s", error.strerror or error)
         return None
