@@ -46,6 +46,14 @@ def _jpeg(row: int) -> bytes:
     return stream.getvalue()
 
 
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted does not depend on how fast the machine is."""
+    monkeypatch.setattr(hedging, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(hedging, "LEAST_SECONDS", 60.0)
+    monkeypatch.setattr(balancing, "_TOO_SLOW", math.inf)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of every form that a body has: long, in chunks, of different lengths, text, files of images, masks."""
@@ -264,6 +272,7 @@ def test_rows_that_do_not_fit_into_a_response(serve: Serve, data: Path) -> None:
             assert_same(one, other)
 
 
+@pytest.mark.usefixtures("calm")
 def test_one_request_for_each_owner_and_block(replicas: list[ServerProcess]) -> None:
     """Small batches are not divided further: a block of them is."""
     with placed(*replicas) as feed:
@@ -277,6 +286,7 @@ def test_one_request_for_each_owner_and_block(replicas: list[ServerProcess]) -> 
         train.close()
 
 
+@pytest.mark.usefixtures("calm")
 def test_rows_of_a_block_come_from_its_owner(replicas: list[ServerProcess]) -> None:
     """By what the servers say that they were asked for, not by the client's own words."""
     names = [f"127.0.0.{number}:{server.port}" for number, server in enumerate(replicas, 1)]
@@ -468,14 +478,6 @@ def epochs_of(servers: list[ServerProcess], dataset: str, count: int, **options:
             assert sorted(seen) == list(range(rows))
             decoded = sum(metric(server, "h5feed_decoded_chunks_total") for server in servers) - before
     return decoded
-
-
-@pytest.fixture
-def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted does not depend on how fast the machine is."""
-    monkeypatch.setattr(hedging, "LONGEST_SECONDS", 60.0)
-    monkeypatch.setattr(hedging, "LEAST_SECONDS", 60.0)
-    monkeypatch.setattr(balancing, "_TOO_SLOW", math.inf)
 
 
 @pytest.mark.usefixtures("calm")
