@@ -18,7 +18,6 @@ from typing import Any
 
 import h5feed
 import h5feed_server.storage.objects.upload as upload
-import httpx
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, RevisionChanged, SourceUnavailable, Unreadable
@@ -38,6 +37,7 @@ from tests.support.object_store import (
     serve_folder,
     writable,
 )
+from tests.support.served_rows import described
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -395,18 +395,6 @@ def test_the_note_has_the_digest_of_a_local_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "2 5 x", "1 5", f"1 5 {'a' * 128} {'b' * 32}", f"1 5 {'a' * 127}g {'b' * 32} -"])
 def test_what_is_no_note_is_not_read_as_one(text: str) -> None:
     assert ContentNote.parse(text) is None
-
-
-def described(server: ServerProcess, name: str) -> dict[str, Any]:
-    answers: list[httpx.Response] = []
-
-    def is_known() -> bool:
-        answers[:] = [httpx.get(f"{server.url}/v1/datasets/{name}", timeout=60)]
-        return answers[0].status_code == 200
-
-    wait_until(is_known)
-    about: dict[str, Any] = answers[0].json()
-    return about
 
 
 def test_clients_go_on_between_a_folder_and_a_store(

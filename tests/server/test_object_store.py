@@ -22,6 +22,7 @@ from h5feed_server.storage.objects.store import check
 from h5feed_server.store_address import StoreAddress
 
 from tests.support.object_store import Answer, StoreProcess, StoreProxy, copy_files, honest, serve_folder
+from tests.support.served_rows import described, epoch_of
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -75,31 +76,6 @@ def proxy(store: StoreProcess) -> Iterator[StoreProxy]:
     between = StoreProxy(store)
     yield between
     between.stop()
-
-
-def described(server: ServerProcess, name: str) -> dict[str, Any]:
-    """The description of a dataset, when its first inspection is over."""
-    answers: list[httpx.Response] = []
-
-    def is_known() -> bool:
-        answers[:] = [httpx.get(f"{server.url}/v1/datasets/{name}", timeout=60)]
-        return answers[0].status_code == 200
-
-    wait_until(is_known)
-    about: dict[str, Any] = answers[0].json()
-    return about
-
-
-def epoch_of(server: ServerProcess, name: str, path: Path, fields: list[str], epoch: int = 0) -> None:
-    """Read a shuffled epoch with the client and hold each row against h5py's."""
-    with h5feed.connect(server.url, deadline=60) as feed, h5py.File(path) as file:
-        seen = []
-        for batch in feed[name].batches(batch_size=32, shuffle=True, seed=1, epoch=epoch, fields=fields):
-            seen += batch.rows.tolist()
-            for field in fields:
-                expected = np.stack([file[field][row] for row in batch.rows.tolist()])
-                np.testing.assert_array_equal(batch[field], expected)
-        assert sorted(seen) == list(range(ROWS))
 
 
 def test_a_shuffled_epoch_has_the_rows_that_h5py_reads(serve: Serve, store: StoreProcess, bucket: Path) -> None:

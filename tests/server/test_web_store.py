@@ -7,7 +7,6 @@ import http.server
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import h5feed
 import h5py
@@ -18,6 +17,7 @@ from h5feed.errors import RevisionChanged, Unreadable
 from h5feed_server.storage.objects.web_server import _linked
 
 from tests.support.object_store import Answer, StoreProcess, StoreProxy, browse_folder
+from tests.support.served_rows import epoch_of, lines_of
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -67,31 +67,6 @@ def proxy(web: StoreProcess) -> Iterator[StoreProxy]:
     between = StoreProxy(web)
     yield between
     between.stop()
-
-
-def lines_of(server: ServerProcess) -> dict[str, dict[str, Any]]:
-    """What is listed of each dataset, when all are inspected."""
-    found: dict[str, dict[str, Any]] = {}
-
-    def is_known() -> bool:
-        lines = httpx.get(f"{server.url}/v1/datasets", timeout=60).json()["datasets"]
-        found.clear()
-        found.update({line["name"]: line for line in lines})
-        return bool(lines) and all(line["status"] != "preparing" for line in lines)
-
-    wait_until(is_known)
-    return found
-
-
-def epoch_of(server: ServerProcess, name: str, path: Path) -> None:
-    """Read a shuffled epoch with the client and hold each row against h5py's."""
-    with h5feed.connect(server.url, deadline=60) as feed, h5py.File(path) as file:
-        seen = []
-        for batch in feed[name].batches(batch_size=32, shuffle=True, seed=1):
-            seen += batch.rows.tolist()
-            for field in ("plain", "packed"):
-                np.testing.assert_array_equal(batch[field], np.stack([file[field][row] for row in batch.rows.tolist()]))
-        assert sorted(seen) == list(range(ROWS))
 
 
 @pytest.mark.parametrize("hides", [(), ("accept",), ("if-match",)], ids=["json", "html", "no conditions"])

@@ -102,7 +102,7 @@ class FetchedRanges(Source):
         held = set() if cache is None else cache.held(file.digest, pieces)
         self._pieces = sorted(pieces - held - theirs)
         """What is fetched for this read."""
-        self._on_disk = held - theirs
+        self._on_disk = held
         here = held | theirs
         parts = sorted([*parts_of(self._pieces), *joined, *here])
         self._joined = [joined.get(part) for part in parts]
