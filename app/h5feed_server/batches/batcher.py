@@ -35,6 +35,7 @@ from ..storage.objects.fetching_ahead import FetchingAhead
 from ..storage.objects.object_file import ObjectFile
 from ..storage.reader import Reader
 from .order import Order
+from .sampled import MASK, SampledField, each_row
 from .upcoming import Upcoming
 
 Int64s = npt.NDArray[np.int64]
@@ -78,7 +79,7 @@ class BatchPlan:
     """One order of one dataset, cut into batches."""
 
     dataset: Dataset
-    fields: tuple[Field, ...]
+    fields: tuple[SampledField, ...]
     order: Order
     padded: bool
     orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
@@ -201,7 +202,7 @@ class BatchPlan:
         rows, _ = self.all_rows(start, stop)
         nbytes, has_room = 0, True
         for field in self.fields:
-            for source, offsets, sizes in self.reader.late_ranges(field.column, rows):
+            for source, offsets, sizes in self.reader.late_ranges(field.column, field.flat_rows(rows)):
                 assert isinstance(source, ObjectFile)
                 nbytes += int(sizes.sum())
                 has_room = ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent) and has_room
@@ -233,7 +234,7 @@ class BatchPlan:
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
         asked = self.count_rows(start, stop)
-        kept = [(field, self.reader.whole(field.column, asked)) for field in self.fields]
+        kept = [(field, self.reader.whole(field.column, asked * field.rows_per_sample)) for field in self.fields]
         begin = 0
         for first, rows, real in self._runs(start, stop):
             body, count = self.body(first), len(rows)
@@ -243,12 +244,14 @@ class BatchPlan:
             if self.padded:
                 tensors[WEIGHT][...] = real
             for field, array in kept:
-                outs = tensors[field.name]
+                outs, own = tensors[field.name], field.rows(rows)
+                if field.has_mask:
+                    field.put_mask(rows, tensors[field.name + MASK])
                 if array is not None:
-                    _take(array, rows, outs)
+                    _take(array, own, outs)
                     continue
-                for wanted, out in zip(rows, outs, strict=True):
-                    self.reader.read_from_source(field.column, wanted, out)
+                for wanted, out in zip(own, outs, strict=True):
+                    field.read_rows(self.reader, wanted, out)
             begin = end
 
     def all_rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
@@ -294,12 +297,12 @@ class BatchPlan:
 
     def _read_ahead(self, start: int) -> None:
         """Start decoding the chunks of the batch that will probably be requested next."""
-        in_chunks = [field for field in self.fields if field.block_rows > 1]
+        in_chunks = [field for field in self.fields if field.field.block_rows > 1]
         upcoming = self.pace.after(start) if in_chunks else None
         if upcoming is not None and upcoming < self.grid.batches:
             rows, _ = self._rows(upcoming, 1)
             for field in in_chunks:
-                self.reader.read_ahead(field.column, rows[0])
+                self.reader.read_ahead(field.column, field.flat_rows(rows[0]))
 
     def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """Rows of `count` batches of equal size, all from one call of the order.
@@ -394,7 +397,7 @@ class Batcher:
         return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
-        fields = dataset.chosen(spec.fields, spec.encoded)
+        fields = each_row(dataset.chosen(spec.fields, spec.encoded))
 
         def split_rows() -> RowSet | None:
             return self.splitter.rows(dataset, spec.split, spec)
@@ -466,7 +469,7 @@ class Batcher:
             refusal=whole.detail if whole else "",
         )
 
-    def rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:
+    def rows(self, dataset: Dataset, chosen: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:
         """Read the given rows into one body, in a leased buffer.
 
         Parameters
@@ -480,7 +483,7 @@ class Batcher:
         ------
         TooLarge
         """
-        about = {"epoch": "0", "batches": "1"}
+        about, fields = {"epoch": "0", "batches": "1"}, each_row(chosen)
         expected = _expected(self.reader, fields, len(rows))
         self._check_bytes(len(rows), body_of(dataset, fields, len(rows), about, [], expected))
         self._check_pieces(len(rows), fields)
@@ -504,11 +507,12 @@ class Batcher:
         if body.nbytes > limit:
             raise _too_many_bytes(rows, body.nbytes, limit)
 
-    def _check_pieces(self, rows: int, fields: Sequence[Field]) -> None:
-        """Check what these rows cost beside their bytes."""
+    def _check_pieces(self, samples: int, fields: Sequence[SampledField]) -> None:
+        """Check what so many samples cost beside their bytes."""
         limit = self._settings.max_body_bytes
-        self.check_count(rows)
+        self.check_count(samples)
         for field in fields:
+            rows = samples * field.rows_per_sample
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(
@@ -568,7 +572,7 @@ class _Wanted(NamedTuple):
 def _gathered(
     reader: Reader,
     dataset: Dataset,
-    fields: Sequence[Field],
+    fields: Sequence[SampledField],
     wanted: Sequence[_Wanted],
     about: Mapping[str, str],
     max_bytes: int,
@@ -608,12 +612,13 @@ Lists = Mapping[str, tuple[npt.NDArray[Any] | None, Int64s]]
 """Of each ragged field, the items of some rows and their offsets; None for the items if they are not read yet."""
 
 
-def lists_of(reader: Reader, fields: Sequence[Field], rows: Int64s) -> Lists:
+def lists_of(reader: Reader, fields: Sequence[SampledField], rows: Int64s) -> Lists:
     """Read the ragged fields whose offsets are not known without their items."""
     lists: dict[str, tuple[npt.NDArray[Any] | None, Int64s]] = {}
     for field in (field for field in fields if field.is_ragged):
-        offsets = reader.list_offsets(field.column, rows)
-        lists[field.name] = reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)
+        own = field.flat_rows(rows)
+        offsets = reader.list_offsets(field.column, own)
+        lists[field.name] = reader.read_ragged(field.column, own) if offsets is None else (None, offsets)
     return lists
 
 
@@ -623,30 +628,36 @@ def lengths_of(lists: Lists) -> dict[str, int]:
 
 
 def read_fields(
-    reader: Reader, fields: Sequence[Field], rows: Int64s, lists: Lists, tensors: Mapping[str, npt.NDArray[Any]]
+    reader: Reader, fields: Sequence[SampledField], rows: Int64s, lists: Lists, tensors: Mapping[str, npt.NDArray[Any]]
 ) -> None:
     """Read rows of fields into the tensors of a body. `lists` is from `lists_of`, for the same fields and rows."""
     for field in fields:
         out = tensors[field.name]
+        if field.has_mask:
+            field.put_mask(rows, tensors[field.name + MASK])
         if not field.is_ragged:
-            reader.read(field.column, rows, out)
+            field.read(reader, rows, out)
             continue
         flat, offsets = lists[field.name]
         tensors[field.name + OFFSETS][...] = offsets
         if flat is None:
-            reader.read_lists(field.column, rows, offsets, out)
+            reader.read_lists(field.column, field.flat_rows(rows), offsets, out)
         else:
             out[...] = flat
 
 
-def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, int]:
+def _expected(reader: Reader, fields: Sequence[SampledField], rows: int) -> dict[str, int]:
     """Estimated number of items in `rows` rows of each ragged field."""
-    return {field.name: rows * reader.typical_items(field.column) for field in fields if field.is_ragged}
+    return {
+        field.name: rows * field.rows_per_sample * reader.typical_items(field.column)
+        for field in fields
+        if field.is_ragged
+    }
 
 
 def body_of(
     dataset: Dataset,
-    fields: Sequence[Field],
+    fields: Sequence[SampledField],
     rows: int,
     about: Mapping[str, str],
     extra: Sequence[Tensor],
@@ -675,10 +686,13 @@ def body_of(
         if field.is_ragged:
             dtype = np.dtype("|u1") if field.is_text else field.dtype
             tensors.append(Tensor(field.name, dtype, (lengths[field.name],)))
-            tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows + 1,)))
+            tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows * field.rows_per_sample + 1,)))
         else:
             shape = (rows, *field.sample_shape)
             tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))
+        if field.has_mask:
+            tensors.append(Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)))
     if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
-        raise BadParameter(f"a field may not be named {ROWS}, {WEIGHT} or __metadata__")
+        masks = [field.name + MASK for field in fields if field.has_mask]
+        raise BadParameter(f"a field may not be named {', '.join([ROWS, WEIGHT, *masks])} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

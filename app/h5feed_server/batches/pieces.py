@@ -27,9 +27,10 @@ from h5feed.stored.pieces import (
 )
 from h5feed.wire import ROWS, WEIGHT, WORTHWHILE, Body, Tensor
 
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset
 from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_fields
 from .compression import WORK_BYTES, compress, is_raw, refusal
+from .sampled import SampledField
 
 SMALL_ROW_BYTES = 4096
 """Clients do not read rows up to this size from files: reading each one would take longer than receiving it, and the
@@ -115,7 +116,7 @@ class PiecesPlan:
                 f"batches {start} … {stop - 1} have {body.nbytes} bytes, more than the limit of {plan.max_bytes} per "
                 "response (H5FEED_MAX_BODY_BYTES): request fewer batches at once"
             )
-        to_compress = [field for field in self._whole(pieces) if is_raw(field.column)] if self.compresses else []
+        to_compress = [field for field in self._whole(pieces) if _is_raw(field)] if self.compresses else []
         if to_compress:
             # Compressed rows are never longer than what the same body would contain otherwise.
             leased = lease(WORK_BYTES + body.nbytes)
@@ -139,7 +140,7 @@ class PiecesPlan:
             _read_stored(sent, placed[BYTES])
         return buffer
 
-    def _whole(self, pieces: Pieces) -> list[Field]:
+    def _whole(self, pieces: Pieces) -> list[SampledField]:
         """Fields that come as ordinary tensors."""
         return [field for field in self.plan.fields if field.name not in pieces.fields]
 
@@ -157,7 +158,7 @@ class PiecesPlan:
         return body_of(plan.dataset, whole, rows, {**plan.about, "pieces": about}, extra, lengths_of(lists)), tables
 
     def _compressed(
-        self, pieces: Pieces, fields: Sequence[Field], rows: Int64s, stored: int, leased: Bytes
+        self, pieces: Pieces, fields: Sequence[SampledField], rows: Int64s, stored: int, leased: Bytes
     ) -> tuple[Pieces, int]:
         """Add those of `fields` that compression makes smaller. Returns all pieces, and the number of compressed bytes,
         which begin at `WORK_BYTES` of `leased`. In the body, they follow `stored` bytes of stored chunks."""
@@ -195,7 +196,7 @@ class PiecesPlan:
         return Pieces(fields, [file for _, file in files.values()], reasons), sent
 
     def _field(
-        self, field: Field, rows: Int64s, files: dict[str, tuple[int, NamedFile]], sent: list[_Sent]
+        self, field: SampledField, rows: Int64s, files: dict[str, tuple[int, NamedFile]], sent: list[_Sent]
     ) -> FieldPieces:
         """Describe a field, and add the files it names and the bytes to be sent for it.
 
@@ -203,6 +204,8 @@ class PiecesPlan:
         ------
         _Undescribed
         """
+        if field.row_map is not None:
+            raise _Undescribed("the rows of a sample are others than its own")
         column = field.column
         if column.is_ragged or column.images is not None:
             raise _Undescribed("rows differ in length" if column.is_ragged else "images that the server decodes")
@@ -246,6 +249,10 @@ class PiecesPlan:
         # Clients do not read from object stores.
         names = [self._by_path.get(file.path) if isinstance(file, LocalFile) else None for file in files]
         return None if None in names else [name for name in names if name is not None]
+
+
+def _is_raw(field: SampledField) -> bool:
+    return field.row_map is None and is_raw(field.column)
 
 
 def _check_described(segment: Segment) -> None:
