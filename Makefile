@@ -151,7 +151,7 @@ requirements: ## pin the newest versions of all dependencies
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed --extra object-store pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed -c requirements/server.txt --extra demo --extra ray --group dev --group stores pyproject.toml \
+	  --no-emit-package h5feed -c requirements/server.txt --extra demo --extra ray --group dev --group stores --group lineage pyproject.toml \
 	  -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --resolution lowest-direct --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-package h5feed --extra demo --extra otel --extra parquet --extra decode \

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from .dataset import Dataset
     from .feed import Feed, connect
     from .frames import Field
+    from .lineage import Source
     from .loops.loader import Loader
+    from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
 
@@ -57,9 +59,11 @@ _MODULES = {
     "Feed": "feed",
     "Field": "frames",
     "Loader": "loops.loader",
+    "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
     "connect": "feed",
+    "reopen": "reopening",
 }
 """Modules that are imported on first use. They need httpx, which is slow to import, and a server starts many processes
 that only need the wire format."""
@@ -91,6 +95,7 @@ __all__ = [
     "ReaderCrashed",
     "RevisionChanged",
     "RowOutOfRange",
+    "Source",
     "SourceUnavailable",
     "SplitImpossible",
     "SplitNotFound",
@@ -104,6 +109,7 @@ __all__ = [
     "UnsupportedField",
     "__version__",
     "connect",
+    "reopen",
 ]
 
 

@@ -8,10 +8,13 @@ import numpy.typing as npt
 
 from .errors import UnsupportedField
 from .extras import needing
-from .options import LoaderOptions, SequenceOptions, SplitOptions, TorchOptions, TorchRowsOptions
+from .lineage import Source, source_of
+from .net import jobs
+from .options import LoaderOptions, OrderOptions, SequenceOptions, SplitOptions, TorchOptions, TorchRowsOptions
 from .pictures import PNG, Picture
 from .remote_dataset import RemoteDataset, row_ids
 from .row_table import RowTable, row_table
+from .suggestions import check_options
 
 if TYPE_CHECKING:
     from .keras import Sequence
@@ -81,6 +84,37 @@ class Dataset(RemoteDataset):
             if per_class is not None or side is not None:
                 raise
         return row_table(self, split, field, wanted, options)
+
+    def croissant(self) -> dict[str, Any]:
+        """The dataset in the vocabulary of MLCommons (Croissant 1.1), which dataset search engines read."""
+        document: dict[str, Any] = self._client.json(f"{self._path}/croissant", {"revision": self.revision})
+        return document
+
+    def source(
+        self,
+        split: str = "all",
+        *,
+        batch_size: int | None = None,
+        timeout: float = jobs.TIMEOUT,
+        **options: Unpack[OrderOptions],
+    ) -> Source:
+        """The record of a split or an order, to log with a training run; `h5feed.reopen` gives the same batches.
+
+        Loops have a method of the same name.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+        timeout : float
+            Seconds to wait if the server has to hash files or compute splits first.
+
+        Raises
+        ------
+        Preparing, ReadTimeout, SplitNotFound
+        """
+        check_options(options, self.source, OrderOptions.__annotations__)
+        given = dict(options) | ({} if batch_size is None else {"batch_size": batch_size})
+        return source_of(self, split, given, timeout)
 
     def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""

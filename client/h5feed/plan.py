@@ -80,6 +80,8 @@ class Plan:
     """Rows that are stored and decoded together."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The options it was made with, see `OrderOptions`."""
 
     @cached_property
     def is_drawn(self) -> bool:

@@ -127,6 +127,11 @@ class RemoteDataset:
         return True
 
     @property
+    def url(self) -> str:
+        """The server, or several with commas between them, or the path that was opened."""
+        return self._client.url
+
+    @property
     def via(self) -> str:
         """How the servers are reached: over a Unix socket, or over TCP and why not over a Unix socket."""
         via = self._client.via
@@ -480,6 +485,7 @@ class RemoteDataset:
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
             note=answer["note"],
+            asked=dict(options),
         )
 
     def read_ahead(

@@ -17,7 +17,7 @@ CLIENT: dict[str, Any] = tomllib.loads((ROOT / "client" / "pyproject.toml").read
 
 FILES = {
     "server.txt": ("object-store",),
-    "dev.txt": ("demo", "ray", "dev", "stores"),
+    "dev.txt": ("demo", "ray", "dev", "stores", "lineage"),
     "floors.txt": ("demo", "otel", "parquet", "object-store", "ray", "dev"),
 }
 """Each file, and the extras and dependency groups of the server that it has."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
 from h5feed.errors import SourceUnavailable
 
+from ..catalog.croissant import croissant
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
 from ..catalog.names import tell_list
+from .client_wheel import server_url
 from .dependencies import NamePath, ServicesDep, all_known, in_thread
 from .problem_responses import DATASET, problems
 from .queries import CatalogQuery
@@ -62,6 +65,29 @@ async def get_dataset(
     known.
     """
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name, revision)))
+
+
+class JsonLd(JSONResponse):
+    """JSON-LD, as dataset search engines request it."""
+
+    media_type = "application/ld+json"
+
+
+@router.get(
+    "/{name}/croissant",
+    summary="Croissant document",
+    response_class=JsonLd,
+    responses=problems(*DATASET),
+)
+async def get_croissant(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    revision: Annotated[str | None, Query(description="Answer 409 if the data are not this revision's.")] = None,
+) -> JsonLd:
+    """The dataset in the vocabulary of MLCommons (Croissant 1.1): its card, fields, splits, and the URL of its rows."""
+    base_url = server_url(request)
+    return await in_thread(services, lambda: JsonLd(croissant(services.catalog.dataset(name, revision), base_url)))
 
 
 def _summary(line: Listed) -> dict[str, Any]:

@@ -135,7 +135,9 @@ class DatasetDescription(_Answer):
     files: list[str]
     notes: list[str]
     attributes: dict[str, Any]
-    card: dict[str, str] = Field(description="What people say of it: `title`, `description`, `licence`, `source`.")
+    card: dict[str, str] = Field(
+        description="What people say of it: `title`, `description`, `licence`, `source`, `citation`."
+    )
 
 
 class ClassShare(_Answer):

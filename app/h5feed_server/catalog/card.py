@@ -1,4 +1,4 @@
-"""What people say of a dataset: its title, description, licence and source."""
+"""What people say of a dataset: its title, description, licence, source and citation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _ATTRIBUTES = {
     "title": ("title",),
     "description": ("description", "summary", "comment"),
     "licence": ("licence", "license", "rights"),
-    "source": ("source", "homepage", "url", "doi", "references", "citation"),
+    "source": ("source", "homepage", "url", "doi", "references"),
+    "citation": ("citation", "cite_as", "how_to_cite"),
 }
 """Attributes of files that say it, in any case; the first that is there counts."""
 
@@ -28,6 +29,7 @@ class Card(BaseModel):
     description: str | None = Field(None, max_length=_MAX_CHARS)
     licence: str | None = Field(None, max_length=_MAX_CHARS)
     source: str | None = Field(None, max_length=_MAX_CHARS)
+    citation: str | None = Field(None, max_length=_MAX_CHARS)
 
 
 def card_of(declared: Card, attributes: Mapping[str, Any]) -> dict[str, str]:

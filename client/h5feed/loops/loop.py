@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import BadParameter
+from ..lineage import Source, source_of_plan
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
 from .meter import Meter
@@ -81,6 +82,17 @@ class Loop(ABC):
     def stats(self) -> LoopStats:
         """Steps, rows and times so far: how long the loop waited for data, and why. Prints as a table."""
         return replace(self._meter.stats(), via=self._dataset.via, replicas=self._dataset.replicas)
+
+    def source(self) -> Source:
+        """The record of the data, to log with a training run: see `h5feed.lineage.Source`.
+
+        It does not contain ``x=``, ``rescale=``, ``transform=`` and the like, which change batches that were fetched.
+
+        Raises
+        ------
+        Preparing, ReadTimeout
+        """
+        return source_of_plan(self._dataset, self.plan)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the pass that the next loop starts."""
