@@ -27,7 +27,7 @@ _MOST_UNITS = 64
 
 _MOST_STEADY = 6
 
-_TRUSTED = 2
+_TRUSTED = 16
 """If so many requests in a row needed nothing that is not on the disk, the next ones will probably need nothing."""
 
 _SAMPLE = 8

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s
 
@@ -47,6 +48,9 @@ _KEEPERS = 2
 
 Order = Hashable
 """Names an order of batches."""
+
+_READS = "reads"
+"""The order of what was not fetched ahead."""
 
 
 class Begun(NamedTuple):
@@ -200,6 +204,16 @@ class FetchingAhead:
             # Without the lock: it is called at once if the fetch is over.
             part.future.add_done_callback(partial(self._arrived, part))
         return Begun(fits, was_needed=True)
+
+    def claim(self, file: ObjectFile, pieces: set[Piece]) -> bool:
+        """Begin to fetch ranges that are being read, and that nobody fetches yet. Returns whether that is possible,
+        which it is if workers share what they fetch.
+        """
+        if self.claims is None or not self.max_bytes:
+            return False
+        ranges = np.array(sorted(pieces), np.int64)
+        self.fetch(_READS, 0, file, ranges[:, 0], ranges[:, 1], urgent=True)
+        return True
 
     def join(self, digest: bytes, pieces: Iterable[Piece]) -> dict[Piece, Part]:
         """Those of some ranges of an object that are here, or on their way."""

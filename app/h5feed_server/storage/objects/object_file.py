@@ -17,7 +17,8 @@ from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
 from .backend import StoredObject
-from .parts import parts_of, pieces_of
+from .fetching_ahead import Part
+from .parts import Piece, parts_of, pieces_of
 from .range_cache import RangeCache
 from .store import ObjectStore
 
@@ -63,6 +64,15 @@ class ObjectFile(FileSource):
             # What was fetched ahead can be let go of only when it has been used.
             return FetchedRanges(self, offsets, sizes)
         return RangesOnDisk(self, cache, offsets, sizes)
+
+    def found(self, pieces: set[Piece]) -> tuple[dict[Piece, Part], set[Piece], set[Piece]]:
+        """Which of some ranges this process fetches ahead, which other workers do, and which are on the local disk."""
+        # In this order: what is not in flight any more is on the disk.
+        joined = self.store.ahead.join(self.digest, pieces)
+        others = pieces.difference(joined)
+        theirs = self.store.ahead.claimed_by_others(self.digest, others)
+        cache = self.store.cache
+        return joined, theirs, set() if cache is None else cache.held(self.digest, others)
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """See `FetchedRanges.read_rows`."""
@@ -164,13 +174,13 @@ class FetchedRanges(_Announced):
             end = int(offsets[beyond[0]]) + int(sizes[beyond[0]])
             raise DatasetCorrupt(f"the object ends at byte {size}, but an array in it ends at {end}")
         pieces = pieces_of(offsets, sizes)
-        # In this order: what is not in flight any more is on the disk.
-        joined = file.store.ahead.join(file.digest, pieces)
-        pieces.difference_update(joined)
-        theirs = file.store.ahead.claimed_by_others(file.digest, pieces)
-        cache = file.store.cache
-        held = set() if cache is None else cache.held(file.digest, pieces)
-        self._pieces = sorted(pieces - held - theirs)
+        joined, theirs, held = file.found(pieces)
+        missing = pieces - joined.keys() - theirs - held
+        # Nobody else fetches what is claimed: other workers may be fetching ahead.
+        if missing and may_keep() and file.store.ahead.claim(file, missing):
+            joined, theirs, held = file.found(pieces)
+            missing = pieces - joined.keys() - theirs - held
+        self._pieces = sorted(missing)
         """What is fetched for this read."""
         self._on_disk = held
         here = held | theirs
