@@ -15,8 +15,9 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s
 
@@ -47,6 +48,18 @@ _KEEPERS = 2
 
 Order = Hashable
 """Names an order of batches."""
+
+_READS = "reads"
+"""The order of what was not fetched ahead."""
+
+
+class Begun(NamedTuple):
+    """What `FetchingAhead.fetch` has begun."""
+
+    has_room: bool = True
+    """Whether there was room for all ranges."""
+    was_needed: bool = False
+    """Whether any range was not on the disk yet."""
 
 
 @dataclass(eq=False)
@@ -136,7 +149,7 @@ class FetchingAhead:
 
     def fetch(
         self, order: Order, number: int, file: ObjectFile, offsets: Int64s, sizes: Int64s, *, urgent: bool = False
-    ) -> bool:
+    ) -> Begun:
         """Begin to fetch ranges that a batch needs, unless they are here or on their way. Does not wait.
 
         Parameters
@@ -147,16 +160,11 @@ class FetchingAhead:
         offsets, sizes : (k,) int64
         urgent : bool
             The batch has been asked for.
-
-        Returns
-        -------
-        bool
-            False: there was no room for all of them.
         """
         size = file.object.size
         if not len(offsets) or (offsets < 0).any() or (sizes < 0).any() or (offsets > size - sizes).any():
             # Whoever reads them gets the error.
-            return True
+            return Begun()
         pieces = sorted(pieces_of(offsets, sizes))
         with self._lock:
             known = self._order(order)
@@ -167,7 +175,10 @@ class FetchingAhead:
                     part.number = max(part.number, number)
                 else:
                     missing.append(piece)
+            is_joined = len(missing) < len(pieces)
             missing = self._not_held(file.digest, missing)
+            if not missing:
+                return Begun(was_needed=is_joined)
             fits = self._make_room(sum(nbytes for _, nbytes in missing), len(missing), order, number)
             if not fits:
                 missing = _first(missing[: max(0, _MOST_PIECES - len(self._parts))], self.max_bytes - self._nbytes)
@@ -192,7 +203,17 @@ class FetchingAhead:
         for part in parts:
             # Without the lock: it is called at once if the fetch is over.
             part.future.add_done_callback(partial(self._arrived, part))
-        return fits
+        return Begun(fits, was_needed=True)
+
+    def claim(self, file: ObjectFile, pieces: set[Piece]) -> bool:
+        """Begin to fetch ranges that are being read, and that nobody fetches yet. Returns whether that is possible,
+        which it is if workers share what they fetch.
+        """
+        if self.claims is None or not self.max_bytes:
+            return False
+        ranges = np.array(sorted(pieces), np.int64)
+        self.fetch(_READS, 0, file, ranges[:, 0], ranges[:, 1], urgent=True)
+        return True
 
     def join(self, digest: bytes, pieces: Iterable[Piece]) -> dict[Piece, Part]:
         """Those of some ranges of an object that are here, or on their way."""
@@ -222,10 +243,20 @@ class FetchingAhead:
         now = time.monotonic()
         while self._orders and now - next(iter(self._orders.values())).asked > _ORDER_SECONDS:
             self._drop(next(iter(self._orders)))
+        if order not in self._orders:
+            self._leave_to_disk()
         known = self._orders.setdefault(order, _Read(now))
         known.asked = now
         self._orders.move_to_end(order)
         return known
+
+    def _leave_to_disk(self) -> None:
+        """Drop what is on the disk: of the orders so far, most batches have been asked for, if only from others."""
+        if (cache := self._store.cache) is None or not cache.has_room:
+            return
+        for read in self._orders.values():
+            for part in [part for part in read.parts if part.is_kept]:
+                self._forget(part)
 
     def _make_room(self, nbytes: int, count: int, order: Order, number: int) -> bool:
         """Drop what will probably not be needed. Returns whether there is room for so many bytes, and ranges."""
