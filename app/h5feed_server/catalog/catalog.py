@@ -260,7 +260,8 @@ class Catalog:
             # Files that are no datasets have names as well, and no scope.
             return sorted(listed, key=lambda line: line.name)
         below = f"{self._root}{os.sep}"
-        known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
+        known = {path.removeprefix(below) for path in parts}
+        known |= {file for entry in entries for file in entry.files if self._mounts.path_of(file) is None}
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))

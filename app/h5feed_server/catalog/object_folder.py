@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -201,6 +202,9 @@ class ObjectFolder:
     ) -> None:
         self._store = store
         self.root = address.folder(settings.cache_dir).resolve()
+        with contextlib.suppress(OSError):
+            # Whoever watches it may come before the first listing, which tells if this fails.
+            self.root.mkdir(parents=True, exist_ok=True)
         self.below = f"{self.root}{os.sep}"
         self.called = f"the object store {mount!r}" if mount else "the object store"
         self._listing = Listing(
