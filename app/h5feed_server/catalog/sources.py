@@ -118,13 +118,15 @@ class Mounts:
 
     def of(self, name: str) -> Source | None:
         """The mounted store that a dataset of this name would be in; None: the data folder."""
-        mount = name.partition(".")[0]
-        return self._mounted[mount][1] if mount in self._mounted else None
+        # Looked up once: another thread may unmount it.
+        found = self._mounted.get(name.partition(".")[0])
+        return None if found is None else found[1]
 
     def path_of(self, file: str) -> Path | None:
         """The path of a file that the catalogue names; None if it is in the data folder."""
         mount, _, own = file.partition("/")
-        return self._mounted[mount][1].root / own if mount in self._mounted else None
+        found = self._mounted.get(mount)
+        return None if found is None else found[1].root / own
 
     def seconds(self) -> float:
         """How long the current scan waits for first listings."""
