@@ -30,8 +30,10 @@ from h5feed_server.storage.objects import fetching_ahead, object_file
 from h5feed_server.storage.objects import store as store_module
 from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
+from h5feed_server.storage.objects.fetching_ahead import FetchingAhead
 from h5feed_server.storage.objects.object_file import FetchedRanges, ObjectFile
 from h5feed_server.storage.objects.range_cache import RangeCache
+from h5feed_server.storage.objects.request_rate import RequestRate
 from h5feed_server.storage.objects.store import MOST_SLOW, ObjectStore
 from h5feed_server.store_address import StoreAddress
 
@@ -334,13 +336,15 @@ def opened(
         max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0, seconds: float = 5.0
     ) -> tuple[ObjectStore, ObjectFile]:
         address = StoreAddress.parse("s3://data")
-        store = ObjectStore(address, seconds, cache, ahead_bytes=max_bytes, request_rate=request_rate)
+        ahead = FetchingAhead(cache, max_bytes, None, True)
+        store = ObjectStore(address, seconds, cache, ahead=ahead, rate=RequestRate(request_rate))
         stores.append(store)
         return store, ObjectFile(store, store.head("rows.h5"), "rows.h5", Identity(0, 0, 0, 0, 0))
 
     yield start
     for store in stores:
         store.close()
+        store.ahead.close()
 
 
 def ranges(first: int, stop: int, nbytes: int = 1000) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -473,7 +477,7 @@ def test_what_is_on_the_disk_is_looked_up_now_and_then(
             return Looked(5000, *begun)
 
         for batch in range(start, stop):
-            upcoming.requested(store.ahead, fetch, batch, batch + 1, batches)
+            upcoming.requested(store, fetch, batch, batch + 1, batches)
             offsets, sizes = ranges(5 * batch, 5 * batch + 5)
             target = np.empty(5000, np.uint8)
             file.ahead(lambda offsets=offsets, sizes=sizes: (offsets, sizes)).read_rows(  # type: ignore[misc]

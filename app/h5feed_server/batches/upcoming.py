@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..storage.objects.fetching_ahead import FetchingAhead
+from ..storage.objects.store import ObjectStore
 
 _GAP = 32
 """Requests of other workers that may lie between two of this one, or that this one may come too late for."""
@@ -69,16 +69,18 @@ class Upcoming:
         self._passed: list[tuple[int, int]] = []
         """Requests that were not looked up since, first batch and end: they will probably need nothing."""
 
-    def requested(self, ahead: FetchingAhead, fetch: Fetch, start: int, stop: int, batches: int) -> None:
+    def requested(self, store: ObjectStore, fetch: Fetch, start: int, stop: int, batches: int) -> None:
         """Begin to fetch batches start … stop-1, which were requested, and those that probably will be.
 
         Parameters
         ----------
-        ahead : FetchingAhead
+        store : ObjectStore
+            Has the rows.
         fetch : callable
         batches : int
             Of the order.
         """
+        ahead = store.ahead
         with self._lock:
             is_shared = ahead.is_shared
             is_fetched = stop <= self._until if is_shared else self._units.get(start, (0, 0))[0] >= stop
@@ -94,7 +96,7 @@ class Upcoming:
                     first = max(self._until, self._front)
                 elif (self._until - first) % stride == 0:
                     first = max(first, self._until)
-                self._go_on(ahead, fetch, range(first, batches, stride), stop - start, batches)
+                self._go_on(store, fetch, range(first, batches, stride), stop - start, batches)
 
     def _note(self, start: int, stop: int) -> int:
         """Note a request. Returns by how much the last two have moved forward if that was equally much, else 0."""
@@ -113,8 +115,8 @@ class Upcoming:
         is_regular, self._step = step == self._step, step
         return step if is_regular and step >= unit else 0
 
-    def _go_on(self, ahead: FetchingAhead, fetch: Fetch, begins: range, unit: int, batches: int) -> None:
-        window, most = ahead.window_bytes, min(_MOST_UNITS, 1 << self._steady)
+    def _go_on(self, store: ObjectStore, fetch: Fetch, begins: range, unit: int, batches: int) -> None:
+        window, most = store.window_bytes, min(_MOST_UNITS, 1 << self._steady)
         nbytes = sum(size for _, size in self._units.values())
         for begin in begins:
             each = nbytes // max(1, len(self._units))

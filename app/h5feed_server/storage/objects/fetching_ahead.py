@@ -26,7 +26,7 @@ from .parts import Piece, parts_of, pieces_of
 
 if TYPE_CHECKING:
     from .object_file import ObjectFile
-    from .store import ObjectStore
+    from .range_cache import RangeCache
 
 _ORDER_SECONDS = 60.0
 """What was fetched for an order that nobody has read for this long is dropped."""
@@ -95,11 +95,12 @@ class _Read:
 
 
 class FetchingAhead:
-    """What is fetched ahead in one process.
+    """What is fetched ahead in one process, from all its stores.
 
     Parameters
     ----------
-    store : ObjectStore
+    cache : RangeCache or None
+        Keeps what has come on the local disk.
     max_bytes : int
         Bound on what is in flight, or has come and is not used or not on the disk yet.
     claims : Claims or None
@@ -108,10 +109,10 @@ class FetchingAhead:
         Whether no other process reads for the same clients.
     """
 
-    def __init__(self, store: ObjectStore, max_bytes: int, claims: Claims | None, is_alone: bool) -> None:
+    def __init__(self, cache: RangeCache | None, max_bytes: int, claims: Claims | None, is_alone: bool) -> None:
         self.max_bytes = max_bytes
         self.claims = claims
-        self._store = store
+        self._cache = cache
         self._is_alone = is_alone
         self._lock = threading.Lock()
         self._parts: dict[tuple[bytes, Piece], Part] = {}
@@ -134,18 +135,13 @@ class FetchingAhead:
     @property
     def is_shared(self) -> bool:
         """Whether what one worker fetches is also there for all others that read for the same clients."""
-        cache = self._store.cache
+        cache = self._cache
         return self._is_alone or (self.claims is not None and cache is not None and cache.has_room)
 
     @property
     def is_worthwhile(self) -> bool:
         """Whether most of what was fetched ahead without sharing it has been used."""
         return self.unused_bytes <= self._fetched_bytes // _WASTE_SHARE + self.max_bytes // _WASTE_SHARE
-
-    @property
-    def window_bytes(self) -> int:
-        """How much to fetch ahead of an order: twice what the store sends within the time that it takes to answer."""
-        return min(self.max_bytes, self._store.link.window_bytes)
 
     def fetch(
         self, order: Order, number: int, file: ObjectFile, offsets: Int64s, sizes: Int64s, *, urgent: bool = False
@@ -189,7 +185,7 @@ class FetchingAhead:
                 missing = self._not_held(file.digest, mine)
                 self.claims.release(file.digest, set(mine).difference(missing))
             wanted = parts_of(missing)
-            futures = self._store.begin(file.object, wanted, ahead=not urgent)
+            futures = file.store.begin(file.object, wanted, ahead=not urgent)
             parts = []
             for (begin, nbytes), future in zip(wanted, futures, strict=True):
                 first, end = bisect_left(missing, (begin, 0)), bisect_left(missing, (begin + nbytes, 0))
@@ -252,7 +248,7 @@ class FetchingAhead:
 
     def _leave_to_disk(self) -> None:
         """Drop what is on the disk: of the orders so far, most batches have been asked for, if only from others."""
-        if (cache := self._store.cache) is None or not cache.has_room:
+        if (cache := self._cache) is None or not cache.has_room:
             return
         for read in self._orders.values():
             for part in [part for part in read.parts if part.is_kept]:
@@ -279,7 +275,7 @@ class FetchingAhead:
 
     def _not_held(self, digest: bytes, pieces: list[Piece]) -> list[Piece]:
         """Those that are not on the disk."""
-        cache = self._store.cache
+        cache = self._cache
         if cache is None or not pieces:
             return pieces
         held = cache.held(digest, pieces)
@@ -317,7 +313,7 @@ class FetchingAhead:
         failed = part.future.exception() is not None
         pieces = list(part.left)
         try:
-            if not failed and (cache := self._store.cache) is not None:
+            if not failed and (cache := self._cache) is not None:
                 data = part.future.result()
                 for offset, nbytes in pieces:
                     within = offset - part.begin
