@@ -208,6 +208,5 @@ def _sizes(
         found["readers_running", name] = running
         found["readers_busy", name] = busy
         found["reader_failures_total", name] = children.failures
-    if catalog.objects is not None:
-        found.update(catalog.objects.numbers())
+    found.update(catalog.stores.numbers())
     return found

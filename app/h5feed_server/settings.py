@@ -102,8 +102,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         allow_inf_nan=False,
-        description="Maximum number of requests per second to an object store, of all workers together; 0 for no "
-        "limit.",
+        description="Maximum number of requests per second to object stores, of all workers together; 0 for no limit.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")

@@ -18,6 +18,9 @@ _EXPECTED = (
     "with the name of an HDF5 file at its end"
 )
 
+STORES = "stores"
+"""Subfolder of the cache folder with a folder for each store."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _HOST = re.compile(r"([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
@@ -99,7 +102,7 @@ class StoreAddress:
         scheme = parts.scheme.lower()
         if scheme not in SCHEMES:
             raise BadParameter(f"{parts.scheme}:// is not the URL of an object store that can be served: {_EXPECTED}")
-        if "@" in parts.netloc:
+        if "@" in parts.netloc or (":" in parts.netloc and not cls._is_web(scheme)):
             # Not shown: it may be a secret.
             raise BadParameter(
                 f"the URL of an object store must contain no credentials: {SCHEMES[scheme].credentials}. {_EXPECTED}"
@@ -160,7 +163,7 @@ class StoreAddress:
     def folder(self, cache: Path) -> Path:
         """The folder for the listing, below the cache folder."""
         named = f"{self.place} {self.only}".encode()
-        return cache / "stores" / hashlib.blake2b(named, digest_size=12).hexdigest()
+        return cache / STORES / hashlib.blake2b(named, digest_size=12).hexdigest()
 
 
 def _first(names: tuple[str, ...]) -> str | None:

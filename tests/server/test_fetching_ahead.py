@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,15 @@ from h5feed.stored.local_file import Identity
 from h5feed.stored.scratch import Bytes
 from h5feed.wire import ROWS as ROW_IDS
 from h5feed.wire import read_body
+from h5feed_server.batches.upcoming import Looked, Upcoming
 from h5feed_server.storage.objects import fetching_ahead, object_file
 from h5feed_server.storage.objects import store as store_module
 from h5feed_server.storage.objects.backend import StoredObject
 from h5feed_server.storage.objects.claims import Claims
+from h5feed_server.storage.objects.fetching_ahead import FetchingAhead
 from h5feed_server.storage.objects.object_file import FetchedRanges, ObjectFile
 from h5feed_server.storage.objects.range_cache import RangeCache
+from h5feed_server.storage.objects.request_rate import RequestRate
 from h5feed_server.storage.objects.store import MOST_SLOW, ObjectStore
 from h5feed_server.store_address import StoreAddress
 
@@ -332,13 +336,15 @@ def opened(
         max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0, seconds: float = 5.0
     ) -> tuple[ObjectStore, ObjectFile]:
         address = StoreAddress.parse("s3://data")
-        store = ObjectStore(address, seconds, cache, ahead_bytes=max_bytes, request_rate=request_rate)
+        ahead = FetchingAhead(cache, max_bytes, None, True)
+        store = ObjectStore(address, seconds, cache, ahead=ahead, rate=RequestRate(request_rate))
         stores.append(store)
         return store, ObjectFile(store, store.head("rows.h5"), "rows.h5", Identity(0, 0, 0, 0, 0))
 
     yield start
     for store in stores:
         store.close()
+        store.ahead.close()
 
 
 def ranges(first: int, stop: int, nbytes: int = 1000) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -362,8 +368,8 @@ def test_requests_are_limited(opened: Callable[..., tuple[ObjectStore, ObjectFil
 def test_memory_is_bounded(opened: Callable[..., tuple[ObjectStore, ObjectFile]], bucket: Path) -> None:
     store, file = opened(20_000)
     content = np.fromfile(bucket / "rows.h5", np.uint8)
-    assert store.ahead.fetch("order", 0, file, *ranges(0, 15))
-    assert not store.ahead.fetch("order", 1, file, *ranges(15, 30)), "only some of them"
+    assert store.ahead.fetch("order", 0, file, *ranges(0, 15)).has_room
+    assert not store.ahead.fetch("order", 1, file, *ranges(15, 30)).has_room, "only some of them"
     assert store.ahead.nbytes == 20_000
     # What has been read makes room.
     for begin in (0, 15):
@@ -409,7 +415,7 @@ def test_the_number_of_ranges_is_bounded(
     monkeypatch.setattr(store, "begin", counting)
     content = np.fromfile(bucket / "rows.h5", np.uint8)
     try:
-        assert not store.ahead.fetch("order", 0, file, *ranges(0, 300, 10))
+        assert not store.ahead.fetch("order", 0, file, *ranges(0, 300, 10)).has_room
         assert sum(begun) == 100
         begun.clear()
         offsets, sizes = ranges(0, 300, 10)
@@ -421,7 +427,7 @@ def test_the_number_of_ranges_is_bounded(
         assert target.tobytes() == b"".join(content[offset : offset + 10].tobytes() for offset in offsets.tolist())
         assert sum(begun) == 200, "what was fetched ahead is not fetched again"
         wait_until(lambda: store.ahead.nbytes == 0)
-        assert store.ahead.fetch("order", 1, file, *ranges(0, 100, 10))
+        assert store.ahead.fetch("order", 1, file, *ranges(0, 100, 10)).has_room
     finally:
         over.set()
 
@@ -456,9 +462,65 @@ def test_what_is_fetched_ahead_is_on_the_disk(
     assert store.ahead.nbytes == 0 and store.traffic.nbytes == 5000
 
 
+def test_what_is_on_the_disk_is_looked_up_now_and_then(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]], tmp_path: Path, bucket: Path
+) -> None:
+    """And every batch again as soon as one of them is not there."""
+    cache = RangeCache(tmp_path / "ranges", 1 << 30)
+    store, file = opened(1 << 20, cache)
+    batches, looked = 100, list[int]()
+
+    def read(upcoming: Upcoming, order: str, start: int, stop: int) -> None:
+        def fetch(start: int, stop: int, urgent: bool) -> Looked:
+            looked.append(start)
+            begun = store.ahead.fetch(order, stop - 1, file, *ranges(5 * start, 5 * stop), urgent=urgent)
+            return Looked(5000, *begun)
+
+        for batch in range(start, stop):
+            upcoming.requested(store, fetch, batch, batch + 1, batches)
+            offsets, sizes = ranges(5 * batch, 5 * batch + 5)
+            target = np.empty(5000, np.uint8)
+            file.ahead(lambda offsets=offsets, sizes=sizes: (offsets, sizes)).read_rows(  # type: ignore[misc]
+                offsets, sizes, target, np.arange(0, 5000, 1000)
+            )
+            assert target.tobytes() == b"".join(content[offset : offset + 1000].tobytes() for offset in offsets)
+
+    content = np.fromfile(bucket / "rows.h5", np.uint8)
+    read(Upcoming(), "first", 0, batches)
+    assert sorted(looked) == list(range(batches))
+    assert store.traffic.nbytes == 5000 * batches
+    wait_until(lambda: store.ahead.nbytes == 0)
+    looked.clear()
+    upcoming = Upcoming()
+    read(upcoming, "second", 0, batches // 2)
+    assert 4 < len(looked) < batches // 4
+    assert store.traffic.nbytes == 5000 * batches
+    shutil.rmtree(tmp_path / "ranges")
+    looked.clear()
+    read(upcoming, "second", batches // 2, batches)
+    assert len(set(looked)) > batches // 4, "others were read before one of them was looked up"
+    assert store.traffic.nbytes == 5000 * (batches + batches // 2), "each range that was lost is fetched once"
+
+
+def test_a_new_order_leaves_to_the_disk_what_others_have_fetched(
+    opened: Callable[..., tuple[ObjectStore, ObjectFile]], tmp_path: Path
+) -> None:
+    """Whoever else was asked for it has found it there."""
+    cache = RangeCache(tmp_path / "ranges", 1 << 30)
+    store, file = opened(1 << 20, cache)
+    offsets, sizes = ranges(0, 5)
+    store.ahead.fetch("first", 0, file, offsets, sizes)
+    pieces = set(zip(offsets.tolist(), sizes.tolist(), strict=True))
+    wait_until(lambda: cache.held(file.digest, pieces) == pieces)
+    assert store.ahead.nbytes == 5000
+    wait_until(lambda: not store.ahead.fetch(str(time.monotonic()), 0, file, offsets, sizes).was_needed)
+    assert store.ahead.nbytes == 0 and store.traffic.nbytes == 5000
+
+
 _CLAIM = """
 import sys, time
 from pathlib import Path
+from h5feed_server.batches.upcoming import Looked, Upcoming
 from h5feed_server.storage.objects import fetching_ahead, object_file
 from h5feed_server.storage.objects import store as store_module
 from h5feed_server.storage.objects.backend import StoredObject

@@ -118,7 +118,7 @@ def _source(services: Services, name: str, query: DescriptorQuery) -> LocalFile:
         raise NotAcceptable(f"dataset {name!r} cannot be read")
     # Not shown as a whole: it, or a file that it refers to, has datasets that are out of scope.
     catalog.entry_of(file)
-    path = str(catalog.root / file)
+    path = catalog.path_of(file)
     for field in dataset.fields:
         for segment in () if field.unreadable else field.column.segments:
             file_source = segment.file

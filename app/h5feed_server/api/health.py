@@ -57,7 +57,8 @@ async def healthz() -> Response:
 async def readyz(request: Request, services: ServicesDep) -> Response:
     """Responds with 200 if the server has recently read from a dataset and everything that it served is still
     available. Unreadable files are ignored. If the check takes more than a few seconds, because a disk hangs, the
-    response is 503. If only the listing of an object store fails, the response is 200 and says so.
+    response is 503. If only the listing of an object store fails, the response is 200 and says so. Datasets in stores
+    that `h5feed.toml` mounts are not checked.
     """
     state: ReadyState = request.app.state.ready
     try:
@@ -74,19 +75,18 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
             detail = "files that were served are not available at the moment"
             raise SourceUnavailable(detail, retry_after=error.retry_after) from None
         raise
-    objects = services.catalog.objects
-    if objects is not None and (trouble := objects.trouble()) is not None and SCOPE.get().is_everything:
-        # What was listed before is served all the same.
-        return PlainTextResponse(f"ok, but the object store cannot be listed: {trouble}")
+    if (troubles := services.catalog.stores.troubles()) and SCOPE.get().is_everything:
+        # What was listed before is served all the same, and so is everything else.
+        return PlainTextResponse(f"ok, but {'; '.join(troubles)}")
     return PlainTextResponse("ok")
 
 
 def _storage(services: Services) -> str:
-    return "disk" if services.catalog.objects is None else "object store"
+    return "disk" if services.settings.store is None else "object store"
 
 
 def _check(services: Services, state: ReadyState) -> None:
-    trouble = services.catalog.trouble() or services.catalog.hanging.trouble()
+    trouble = services.catalog.trouble()
     if trouble is not None:
         state.worked = float("-inf")
         raise SourceUnavailable(trouble, retry_after=AWAY_RETRY_SECONDS)
@@ -101,7 +101,8 @@ def _read_something(services: Services) -> None:
 
 
 def _read_sample(services: Services) -> None:
-    entries = services.catalog.entries()
+    # A mounted store that does not answer must not take the rest of the data out of service.
+    entries = [entry for entry in services.catalog.entries() if not services.catalog.is_mounted(entry.name)]
     if entries and not any(entry.outcome.done() for entry in entries):
         raise Preparing("the data folder is still being scanned", retry_after=1)
     candidates = [dataset for entry in entries for dataset in entry.datasets()]

@@ -46,8 +46,7 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
     openmetrics = OPENMETRICS in request.headers.get("accept", "")
 
     def work() -> Collected:
-        objects = services.catalog.objects
-        store = {} if objects is None else objects.shared_numbers()
+        store = services.catalog.stores.shared_numbers()
         return services.metrics.everywhere(), services.catalog.statuses(), store
 
     try:

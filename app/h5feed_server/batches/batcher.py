@@ -31,12 +31,12 @@ from ..sharing.slots import Slots
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
-from ..storage.objects.fetching_ahead import FetchingAhead
 from ..storage.objects.object_file import ObjectFile
+from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
 from .order import Order
 from .sampled import MASK, SampledField, each_row
-from .upcoming import Upcoming
+from .upcoming import Looked, Upcoming
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -188,25 +188,26 @@ class BatchPlan:
         ------
         BatchOutOfRange
         """
-        if (ahead := self._ahead) is not None and ahead.max_bytes:
-            self.upcoming.requested(ahead, partial(self._fetch, ahead), start, stop, self.grid.batches)
+        if (store := self._store) is not None and store.ahead.max_bytes:
+            self.upcoming.requested(store, self._fetch, start, stop, self.grid.batches)
 
     @cached_property
-    def _ahead(self) -> FetchingAhead | None:
-        """That of the store that has some of the rows; None if they are in files."""
+    def _store(self) -> ObjectStore | None:
+        """The store that has some of the rows; None if they are in files."""
         sources = (segment.source for field in self.fields for segment in field.column.segments)
-        return next((source.store.ahead for source in sources if isinstance(source, ObjectFile)), None)
+        return next((source.store for source in sources if isinstance(source, ObjectFile)), None)
 
-    def _fetch(self, ahead: FetchingAhead, start: int, stop: int, urgent: bool) -> tuple[int, bool]:
+    def _fetch(self, start: int, stop: int, urgent: bool) -> Looked:
         """See `upcoming.Fetch`."""
         rows, _ = self.all_rows(start, stop)
-        nbytes, has_room = 0, True
+        nbytes, has_room, was_needed = 0, True, False
         for field in self.fields:
             for source, offsets, sizes in self.reader.late_ranges(field.column, field.flat_rows(rows)):
                 assert isinstance(source, ObjectFile)
                 nbytes += int(sizes.sum())
-                has_room = ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent) and has_room
-        return nbytes, has_room
+                begun = source.store.ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent)
+                has_room, was_needed = has_room and begun.has_room, was_needed or begun.was_needed
+        return Looked(nbytes, has_room, was_needed)
 
     def check_part(self, index: int, first: int, stop: int) -> None:
         """Check that batch `index` has rows first … stop-1.

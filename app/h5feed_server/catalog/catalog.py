@@ -1,4 +1,4 @@
-"""The catalogue: finds HDF5 files in the data folder, inspects them, and notices changes.
+"""The catalogue: finds HDF5 files in the data folder and in mounted stores, inspects them, and notices changes.
 
 Whoever asks it sees what is in `SCOPE`. What is not in it is not there, and is decided by its name alone: how long an
 answer takes does not tell either whether there is a dataset of that name.
@@ -15,7 +15,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +22,7 @@ from typing import TypeVar
 from h5feed.errors import (
     DatasetNotFound,
     FeedError,
+    Overloaded,
     PageNotFound,
     Preparing,
     RevisionChanged,
@@ -42,20 +42,18 @@ from ..suffixes import ALL_SUFFIXES
 from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
-from .declared import read_declared
+from .declared import Declaration, read_declared
 from .digests import how_far
-from .discovery import Others, Walk, ending_of, shown, walk
+from .discovery import Others, Walk, ending_of, shown
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
-from .grouping.families import Grouping
 from .hanging import Hanging
 from .indexer import Indexer
-from .inspections import Inspections, NotYet
+from .inspections import Lanes, NotYet
 from .names import tell
-from .object_folder import ObjectFolder
+from .object_folder import ObjectFolders
 from .other_files import other_files
-from .presence import Presence
-from .watching import notice
+from .sources import Mounts, Source, clashes
 
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ AWAY_RETRY_SECONDS = 2.0
 
 
 class Catalog:
-    """The datasets below ``settings.data_dir``.
+    """The datasets below ``settings.data_dir``, and those of the stores that are mounted there.
 
     Parameters
     ----------
@@ -111,10 +109,12 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._objects = None if settings.store is None else ObjectFolder(settings)
-        self._indexer = Indexer(self._root, settings, folder, hdf5, self._objects)
-        self._presence = Presence(is_certain=settings.store is not None)
-        self._grouping = Grouping()
+        self.stores = ObjectFolders(settings)
+        """The object stores that are served."""
+        self._indexer = Indexer(self._root, settings, folder, hdf5, self.stores)
+        self._own = Source(self._root, None if settings.store is None else self.stores.open(settings.store))
+        self._presence = self._own.presence
+        self._mounts = Mounts(self.stores, self._watch, self._unmounted)
         self.hanging = Hanging()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -123,8 +123,8 @@ class Catalog:
         """Names by content of datasets and provisional names that are outdated: the files have another identity now."""
         self._scanned = float("-inf")
         self._walk_seconds = 0.0
-        self._declaration: Identity | None = None
-        """Identity of ``h5feed.toml`` at the last scan."""
+        self._declarations: list[Identity | None] = []
+        """Identities of ``h5feed.toml`` in each source at the last scan."""
         self._second_look = float("inf")
         """When recently written files must be inspected again, in seconds of the monotonic clock."""
         self._endings = frozenset[str]()
@@ -135,22 +135,21 @@ class Catalog:
         self._scan: Future[None] | None = None
         self._scan_lock = threading.Lock()
         self._closed = threading.Event()
-        watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
         if only is None:
-            threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
+            self._watch(self._own)
 
     def close(self, *, wait: bool = False) -> None:
         """Stop the threads and the inspector, and close all files. Waits for running inspections only if `wait`."""
         self._closed.set()
+        self._own.closed.set()
+        self._mounts.close()
         self._scanner.shutdown(wait=wait, cancel_futures=True)
         self._indexer.close(wait=wait)
-        if self._objects is not None:
-            self._objects.close()
+        self.stores.close()
 
     def drop_old(self, seconds: float) -> None:
         """Drop what was fetched from an object store for orders that nobody has read for this many seconds."""
-        if self._objects is not None:
-            self._objects.drop_old(seconds)
+        self.stores.drop_old(seconds)
 
     def entries(self) -> list[Entry]:
         """All entries, sorted by name, whatever is in scope."""
@@ -164,12 +163,22 @@ class Catalog:
         """Whether everything found by the last scan has been inspected."""
         # No scan here: this is polled while files are inspected, and scans would slow that down.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
-        return all(entry.outcome.done() for entry in list(entries))
+        return all(entry.outcome.done() for entry in list(entries)) and not self._starting()
 
     @property
     def root(self) -> Path:
         """The data folder."""
         return self._root
+
+    def path_of(self, file: str) -> str:
+        """The path of a file; it may be that of a file that stands for an object.
+
+        Parameters
+        ----------
+        file : str
+            As in `Entry.files`.
+        """
+        return str(self._mounts.path_of(file) or self._root / file)
 
     def source(self, path: str, identity: Identity) -> FileSource:
         """A file of the data folder.
@@ -182,12 +191,7 @@ class Catalog:
         return self._indexer.source(path, identity)
 
     @property
-    def objects(self) -> ObjectFolder | None:
-        """The objects that are served; None if these are files."""
-        return self._objects
-
-    @property
-    def inspections(self) -> Inspections[tuple[Dataset, ...]]:
+    def inspections(self) -> Lanes[tuple[Dataset, ...]]:
         """The jobs that inspect files."""
         return self._indexer.inspections
 
@@ -200,12 +204,19 @@ class Catalog:
         return [line for entry in list(self._entries.values()) for line in _statuses_of(entry)]
 
     def trouble(self) -> str | None:
-        """Why files that were served are not available now; None if they are."""
+        """Why files of the data folder that were served are not available now, or read without end; None if they are.
+
+        What mounted stores lack is no trouble of the server.
+        """
         if time.monotonic() - self._scanned >= RESCAN_SECONDS and (
             self._presence.trouble is not None or not self._presence.is_sound(str(self._root))
         ):
             self._rescan(time.monotonic() - RESCAN_SECONDS)
-        return self._presence.trouble
+        return self._presence.trouble or self.hanging.trouble(lambda name: self._mounts.of(name) is None)
+
+    def is_mounted(self, name: str) -> bool:
+        """Whether a dataset of this name would be in a mounted store."""
+        return self._mounts.of(name) is not None
 
     def listed(self) -> list[Listed]:
         """All datasets in scope, and everything that cannot be served with the reason, sorted by name.
@@ -217,7 +228,7 @@ class Catalog:
         """
         lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
-        if self._presence.reason is not None and self._presence.holds_files:
+        if self._presence.reason is not None and self._presence.holds_files and not self._mounts:
             raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Files that are only parts of other datasets are not listed themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.dependencies}
@@ -243,16 +254,23 @@ class Catalog:
                 ]
         scope = SCOPE.get()
         listed = told_apart([(entry, line) for entry, line in lines if scope.covers(line.name)])
+        waits = "the store is being listed for the first time"
+        listed += [Listed(one, (one,), "preparing", waits, None) for one in self._starting() if scope.covers(one)]
         if not scope.is_everything:
             # Files that are no datasets have names as well, and no scope.
             return sorted(listed, key=lambda line: line.name)
         below = f"{self._root}{os.sep}"
-        known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
+        known = {path.removeprefix(below) for path in parts}
+        known |= {file for entry in entries for file in entry.files if self._mounts.path_of(file) is None}
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))
             self._indexer.tell(files, reason)
         return sorted(listed, key=lambda line: line.name)
+
+    def _starting(self) -> list[str]:
+        """Names of the mounted stores that are being listed for the first time."""
+        return [source.mount for source in self._mounts if source.is_starting]
 
     def names(self) -> list[str]:
         """Names of readable datasets known so far; empty if the data folder is not available."""
@@ -389,7 +407,7 @@ class Catalog:
         scope = SCOPE.get()
         if scope.is_everything:
             return True
-        reached = {str(self._root / file), *entry.dependencies.copy()}
+        reached = {self.path_of(file), *entry.dependencies.copy()}
         own = _names_of(entry) or {entry.name}
         names = own | {name for one in entries if reached.intersection(one.paths) for name in _names_of(one)}
         if all(map(scope.covers, names)):
@@ -452,7 +470,7 @@ class Catalog:
         now = time.monotonic()
         asked: float = getattr(self._asking, "since", now)
         own = self._entries.get(name)
-        declared_anew = identity_of(str(self._root / DECLARATION)) != self._declaration
+        declared_anew = self._declared_now() != self._declarations
         # Search before scanning: with thousands of files, a scan for the first request of each dataset takes too long.
         if not declared_anew and now - self._scanned < self._walk_seconds / _WALK_SHARE:
             with contextlib.suppress(NotYet, FeedError):
@@ -494,7 +512,8 @@ class Catalog:
 
     def _search(self, name: str, asked: float) -> tuple[Entry, Dataset, float]:
         # First the entry of that name, then those whose files may hold several datasets.
-        entries = self._entries
+        mount = self._mounts.of(name)
+        entries = {key: one for key, one in self._entries.items() if self._mounts.of(key) is mount}
         own = [entries[name]] if name in entries else []
         inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
         joined = [entry for entry in entries.values() if len(entry.files) > 1 and entry not in inner]
@@ -533,7 +552,8 @@ class Catalog:
                     return (*matching[0], time.monotonic())
             if away is not None:
                 raise _unavailable(name, away)
-        if (why := self._presence.doubt(name)) is not None:
+        source = mount or self._own
+        if (why := source.presence.doubt(source.own_name(name))) is not None:
             raise _unavailable(name, why)
         if refused is not None:
             raise refused
@@ -586,41 +606,71 @@ class Catalog:
 
     def _walk(self) -> None:
         began, looked = time.monotonic(), time.time()
-        self._declaration = identity_of(str(self._root / DECLARATION))
-        declaration = read_declared(self._root, follow_links=self._settings.follow_links)
-        walked, awaited = Walk(sorted(self._only or ())), dict[str, str]()
-        unlisted = None if self._objects is None else self._objects.why_not_listed()
-        if unlisted is not None:
-            walked.files.clear()
-            walked.refused[""] = f"the object store cannot be listed: {unlisted}"
-            walked.unlisted[""] = unlisted
-        if self._only is None:
-            endings = declaration.endings()
-            if unlisted is None:
-                walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
-            awaited = self._await(walked, began)
-            if self._presence.reason is not None and self._presence.holds_files:
-                # The folder is unavailable: keep all entries, marked as unavailable.
-                self._found.clear()
-                self._entries = {
-                    name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
-                }
-                self._scanned = began
-                self._walk_seconds = RESCAN_SECONDS
-                return
-            self._endings = endings
-        self._others = walked.others
-        scan = FolderScan(
-            self._root, self._settings, self._indexer, self._presence, self._grouping, self._entries, began, looked
-        )
-        entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
+        self._declarations = self._declared_now()
+        own = self._scan_own(began, looked)
+        scans = [*([own] if own else ()), *self._scan_mounts(began, looked)]
+        entries = dict(self._own.entries)
+        for source in self._mounts:
+            entries |= source.entries
         for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
             self._found.pop(name, None)
         self._remember_names(entries)
         self._entries = entries
-        self._second_look = scan.second_look
+        self._second_look = min((scan.second_look for scan in scans), default=float("inf"))
         self._scanned = began
-        self._walk_seconds = time.monotonic() - began
+        self._walk_seconds = time.monotonic() - began if own else RESCAN_SECONDS
+
+    def _scan_own(self, began: float, looked: float) -> FolderScan | None:
+        """Scan the data folder, or the only store, and mount what it declares. None if the folder is unavailable."""
+        own = self._own
+        declaration = self._declaration_of(own)
+        walked, awaited = Walk(sorted(self._only or ())), dict[str, str]()
+        refused: dict[str, str] = {}
+        if self._only is None:
+            walked = own.walk(self._settings, declaration)
+            awaited = self._await(walked, began)
+            if own.is_away():
+                # And keep the mounted stores.
+                return None
+            self._endings = declaration.endings()
+            if not walked.unlisted.get(""):
+                refused = self._mounts.follow(declaration.stores, clashes(self._root, walked, declaration))
+        elif own.objects is not None and (unlisted := own.objects.why_not_listed()) is not None:
+            walked = Walk(refused={"": f"the object store cannot be listed: {unlisted}"}, unlisted={"": unlisted})
+        self._others = walked.others
+        scan = FolderScan(own, self._settings, self._indexer, began, looked)
+        own.entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
+        for mount, reason in refused.items():
+            scan.refuse(f"stores.{mount}", [DECLARATION], f"{DECLARATION}: stores.{mount}: {reason}")
+        return scan
+
+    def _scan_mounts(self, began: float, looked: float) -> list[FolderScan]:
+        scans = []
+        for source in self._mounts:
+            declaration = self._declaration_of(source)
+            walked = source.walk(self._settings, declaration, self._mounts.seconds())
+            source.presence.awaited(walked, began)
+            if source.is_away():
+                continue
+            scan = FolderScan(source, self._settings, self._indexer, began, looked)
+            source.entries = scan.entries_of(walked, {}, declaration, partly=False)
+            scans.append(scan)
+        return scans
+
+    def _declaration_of(self, source: Source) -> Declaration:
+        follow_links, is_of_store = self._settings.follow_links, source.objects is not None
+        return read_declared(source.root, follow_links=follow_links, is_of_store=is_of_store)
+
+    def _declared_now(self) -> list[Identity | None]:
+        return [identity_of(str(source.root / DECLARATION)) for source in (self._own, *self._mounts)]
+
+    def _watch(self, source: Source) -> None:
+        # One of the threads is enough for what is due.
+        is_due = self._is_due if source is self._own else lambda: False
+        source.watch(self._is_wanted, is_due, lambda: self._rescan(time.monotonic()))
+
+    def _unmounted(self, source: Source) -> None:
+        self._indexer.inspections.end(source.mount, Overloaded("the store is not served any more", retry_after=1))
 
     def _remember_names(self, entries: Mapping[str, Entry]) -> None:
         """Remember the names of datasets whose files have another identity now: their content may be the same."""

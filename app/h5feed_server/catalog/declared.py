@@ -20,6 +20,10 @@ test = [[8000, 9000], [9500, 10000]]
 [datasets.pets.card]                       # for people; no part of the revision
 title = "Cats and dogs"
 licence = "CC BY 4.0"
+
+[stores.imagenet]                          # its datasets are named imagenet.…
+url = "s3://bucket/prefix"
+listing_seconds = 300                      # default: that of the settings
 """
 
 from __future__ import annotations
@@ -36,10 +40,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from h5feed.errors import Unreadable
+from h5feed.errors import BadParameter, Unreadable
 from h5feed.suggestions import did_you_mean
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..store_address import SCHEMES, StoreAddress
 from ..suffixes import ALL_SUFFIXES
 from .card import Card
 from .discovery import LEADS_OUT, ending_of, leads_out
@@ -61,6 +66,14 @@ MAX_DOTS = 200
 """In one line, outside quotes. The parser needs time that grows with the square of the parts of a key."""
 
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'")
+
+MOST_STORES = 16
+"""Stores that one file may mount: each has threads and connections of its own."""
+
+_STORE_NAME = re.compile(r"[A-Za-z0-9_\-]+")
+
+_SECRET = re.compile(r"key|secret|token|passw|credential|account|user|signature|sas|auth|profile", re.IGNORECASE)
+_SETTING = re.compile(r"endpoint|region|base_url", re.IGNORECASE)
 
 _UNNAMEABLE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 
@@ -129,6 +142,28 @@ def _is_meant(pattern: str, file: str) -> bool:
     return file.lower().endswith(ALL_SUFFIXES) or ending_of(file) == ending_of(pattern)
 
 
+class DeclaredStore(BaseModel):
+    """A store that is served below a name. Address of the service and credentials are those of the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    listing_seconds: float | None = Field(None, ge=1, allow_inf_nan=False)
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        try:
+            StoreAddress.parse(url)
+        except BadParameter as error:
+            raise ValueError(error.detail) from None
+        return url
+
+    @property
+    def address(self) -> StoreAddress:
+        return StoreAddress.parse(self.url)
+
+
 @dataclass(frozen=True)
 class Declaration:
     """The contents of ``h5feed.toml``.
@@ -137,12 +172,15 @@ class Declaration:
     ----------
     datasets : dict of str to DeclaredDataset
         Valid declarations, by name.
+    stores : dict of str to DeclaredStore
+        Stores to mount, by name.
     refused : dict of str to Refusal
         Invalid ones, by the name under which they are listed.
     """
 
     datasets: Mapping[str, DeclaredDataset] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    stores: Mapping[str, DeclaredStore] = field(default_factory=dict)
 
     def endings(self) -> frozenset[str]:
         """Extensions of all file names and patterns in the declarations."""
@@ -162,7 +200,7 @@ class Refusal:
         return [file for file in files if any(_is_meant(pattern, file) for pattern in self.files)]
 
 
-def read_declared(root: Path, *, follow_links: bool) -> Declaration:
+def read_declared(root: Path, *, follow_links: bool, is_of_store: bool = False) -> Declaration:
     """Read ``h5feed.toml`` in a folder. The result is empty if there is no such file.
 
     An error in one dataset makes that declaration invalid; an error of the whole file, all of them.
@@ -173,6 +211,8 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
         The folder, without links in its path.
     follow_links : bool
         Whether to read the file if it is a link out of the folder.
+    is_of_store : bool
+        Whether the folder is that of a store, which can mount no others.
     """
     if not follow_links and leads_out(str(root), str(root / NAME)):
         return Declaration({}, {NAME: Refusal(f"{NAME} {LEADS_OUT}")})
@@ -198,12 +238,11 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
         return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: the file is ignored")})
     datasets: dict[str, DeclaredDataset] = {}
     refused: dict[str, Refusal] = {}
-    tables = said.pop("datasets", {})
+    tables, mounts = said.pop("datasets", {}), said.pop("stores", {})
     if said:
         key = next(iter(said))
-        refused[NAME] = Refusal(
-            f"{NAME}: {key}: there is no such key: {did_you_mean(key, ['datasets'], 'there is datasets')}"
-        )
+        known = did_you_mean(key, ["datasets", "stores"], "there are datasets and stores")
+        refused[NAME] = Refusal(f"{NAME}: {key}: there is no such key: {known}")
     if not isinstance(tables, dict):
         return Declaration({}, {NAME: Refusal(f"{NAME}: datasets must be a table: write [datasets.NAME]")})
     for name, table in tables.items():
@@ -223,7 +262,54 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             where = ".".join(str(part) for part in ("datasets", name, *first["loc"]))
             what = _no_key(first["loc"]) if first["type"] == "extra_forbidden" else first["msg"]
             refused[name] = Refusal(f"{NAME}: {where}: {what}", _patterns(table))
-    return Declaration(datasets, refused)
+    stores, bad = _stores_of(mounts, is_of_store=is_of_store)
+    return Declaration(datasets, refused | bad, stores)
+
+
+def _stores_of(tables: Any, *, is_of_store: bool) -> tuple[dict[str, DeclaredStore], dict[str, Refusal]]:
+    """The stores to mount, and why the others are not, by the names under which they are listed."""
+    stores: dict[str, DeclaredStore] = {}
+    if tables and is_of_store:
+        return {}, {"stores": Refusal(f"{NAME}: stores: only {NAME} in the server's own data folder can mount stores")}
+    if not isinstance(tables, dict):
+        return {}, {"stores": Refusal(f"{NAME}: stores must be a table: write [stores.NAME]")}
+    refused: dict[str, Refusal] = {}
+    for name, table in tables.items():
+        where, why = name, ""
+        if not _STORE_NAME.fullmatch(name) or len(name) > MAX_NAME:
+            where = json.dumps(name[: MAX_NAME + 1], ensure_ascii=False)
+            why = f"use 1 to {MAX_NAME} letters, digits, _ and - as the name of a store"
+        elif len(stores) == MOST_STORES:
+            why = f"at most {MOST_STORES} stores can be mounted"
+        else:
+            try:
+                store = DeclaredStore.model_validate(table)
+            except ValidationError as error:
+                first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+                where = ".".join(str(part) for part in (name, *first["loc"]))
+                unknown = first["type"] == "extra_forbidden"
+                why = _no_key_of_store(first["loc"], table) if unknown else first["msg"].removeprefix("Value error, ")
+            else:
+                if (same := next((key for key, one in stores.items() if one.address == store.address), None)) is None:
+                    stores[name] = store
+                else:
+                    why = f"stores.{same} has the same url"
+        if why:
+            refused[f"stores.{name[:MAX_NAME]}"] = Refusal(f"{NAME}: stores.{where}: {why}")
+    return stores, refused
+
+
+def _no_key_of_store(place: Sequence[int | str], table: Mapping[str, Any]) -> str:
+    """The message for an unknown key in the table of a store; it shows no values, which may be secret."""
+    key, url = str(place[-1]), table.get("url")
+    scheme = SCHEMES.get(url.partition("://")[0].lower()) if isinstance(url, str) else None
+    if _SECRET.search(key):
+        how = scheme.credentials if scheme else "set the variables of its kind of store"
+        return f"credentials must not be in {NAME}. In the server's environment, {how}"
+    if _SETTING.search(key):
+        names = ", ".join(scheme.endpoint) if scheme and scheme.endpoint else "AWS_ENDPOINT_URL or AWS_REGION"
+        return f"there is no such key: address and region of the service come from the server's environment ({names})"
+    return f"there is no such key: {did_you_mean(key, DeclaredStore.model_fields)}"
 
 
 def _of_short_keys(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes catalogue entries from a scan of the data folder."""
+"""Makes catalogue entries from a scan of the data folder, or of a mounted store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from h5feed.errors import Unreadable
 from h5feed.stored.local_file import YOUNG_SECONDS, Identity, is_away
@@ -19,9 +18,9 @@ from .declared import NAME as DECLARATION
 from .declared import Declaration, followed
 from .discovery import LEADS_OUT, Walk, distinct, dotted, shown, why_not_there
 from .entry import Entry, identity_of
-from .grouping.families import Family, Grouping
+from .grouping.families import Family
 from .indexer import Indexer, declared_text
-from .presence import Presence
+from .sources import Source
 
 
 class FolderScan:
@@ -29,17 +28,11 @@ class FolderScan:
 
     Parameters
     ----------
-    root : Path
-        The data folder.
+    source : Source
+        With the entries of its previous scan.
     settings : Settings
     indexer : Indexer
         Inspects new and changed files.
-    presence : Presence
-        Knows which files are only temporarily unavailable.
-    grouping : Grouping
-        Divides the files into families.
-    before : mapping of str to Entry
-        Entries of the previous scan, by name.
     began, looked : float
         When the scan began, in seconds of the monotonic clock and of the system clock.
 
@@ -51,21 +44,18 @@ class FolderScan:
 
     def __init__(
         self,
-        root: Path,
+        source: Source,
         settings: Settings,
         indexer: Indexer,
-        presence: Presence,
-        grouping: Grouping,
-        before: Mapping[str, Entry],
         began: float,
         looked: float,
     ) -> None:
-        self._root = root
+        self._source = source
+        self._root = source.root
         self._follow_links = settings.follow_links
         self._indexer = indexer
-        self._presence = presence
-        self._grouping = grouping
-        self._before = before
+        self._presence = source.presence
+        self._before = source.entries
         self._began = began
         self._looked = looked
         self._entries: dict[str, Entry] = {}
@@ -91,12 +81,12 @@ class FolderScan:
         declared, unfollowed = followed(declaration, known, partly=partly)
         claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
         for name, (meant, why) in unfollowed.items():
-            self._refuse(name, meant or [DECLARATION], why)
+            self.refuse(name, meant or [DECLARATION], why)
             # Files of a dataset that is declared, but cannot be served, are not served in another way either.
             walked.files = [file for file in walked.files if file not in meant]
         for path, why in walked.refused.items():
-            self._refuse(dotted(path) or ".", (path or ".",), why)
-        grouped = self._grouping.families(sorted({*walked.files, *claimed}), declared)
+            self.refuse(dotted(path) or ".", (path or ".",), why)
+        grouped = self._source.grouping.families(sorted({*walked.files, *claimed}), declared)
         # Small families first, so that a single file does not wait for a thousand others.
         for family in sorted(grouped, key=lambda one: len(one.files)):
             self._add(family, walked, awaited)
@@ -105,28 +95,30 @@ class FolderScan:
     def _add(self, family: Family, walked: Walk, awaited: Mapping[str, str]) -> None:
         """Add the entry of a family of files, unless the files were deleted in the meantime."""
         files = family.files
-        name = self._free(family.name, files)
         if not self._follow_links and (outside := walked.outside.intersection(files)):
             # Check this before inspecting the file: a reason must not reveal what else is on the disk.
             which = "it" if len(files) == 1 else shown(min(outside))
-            self._refuse(name, files, f"{which} {LEADS_OUT}")
+            self.refuse(family.name, files, f"{which} {LEADS_OUT}")
             return
-        if (away := next((awaited[file] for file in files if file in awaited), None)) is not None:
-            self._entries[name] = self._away(name, files, away)
-            return
+        away = next((awaited[file] for file in files if file in awaited), None)
         paths = tuple(str(self._root / file) for file in files)
+        placed = family.below(self._source.mount)
+        name = self._free(placed.name, placed.files)
+        if away is not None:
+            self._entries[name] = self._away(name, placed.files, away)
+            return
         try:
             states = [os.stat(path) for path in paths]
         except OSError as error:
             if is_away(error):
-                self._entries[name] = self._away(name, files, f"a file cannot be accessed: {error.strerror}")
+                self._entries[name] = self._away(name, placed.files, f"a file cannot be accessed: {error.strerror}")
             elif (reason := why_not_there(str(error.filename), error)) is not None:
-                self._refuse(name, files, reason)
+                self.refuse(family.name, files, reason)
             return
         if not all(stat.S_ISREG(status.st_mode) for status in states):
-            self._refuse(name, files, "it is not a regular file")
+            self.refuse(family.name, files, "it is not a regular file")
             return
-        entry = self._entries[name] = self._current(replace(family, name=name), paths, tuple(map(Identity.of, states)))
+        entry = self._entries[name] = self._current(replace(placed, name=name), paths, tuple(map(Identity.of, states)))
         if entry.away is None and entry.was_young() and not entry.again:
             self.second_look = self._began + YOUNG_SECONDS
 
@@ -153,9 +145,14 @@ class FolderScan:
         # An entry must not hide another one with the same name.
         return distinct("/".join(files)) if name in self._entries else name
 
-    def _refuse(self, name: str, files: Sequence[str], reason: str) -> None:
+    def refuse(self, name: str, files: Sequence[str], reason: str) -> None:
+        """Add an entry of what cannot be served."""
         failed: Future[tuple[Dataset, ...]] = Future()
         failed.set_exception(Unreadable(reason))
+        if mount := self._source.mount:
+            # The store as a whole has its name.
+            name = mount if name == "." else f"{mount}.{name}"
+            files = [mount if file == "." else f"{mount}/{file}" for file in files]
         name = self._free(name, files)
         self._entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=self._began)
         self._indexer.tell(files, reason)

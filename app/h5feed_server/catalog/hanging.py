@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,10 +64,10 @@ class Hanging:
         # Called at once if it has just ended.
         work.add_done_callback(lambda ended: self._remove(name, ended))
 
-    def trouble(self) -> str | None:
-        """What hangs, in words; None if nothing does."""
+    def trouble(self, counts: Callable[[str], bool]) -> str | None:
+        """What hangs, in words; None if nothing does. Only datasets of which `counts` of the name is true."""
         with self._lock:
-            name = next(iter(self._since), None)
+            name = next(filter(counts, self._since), None)
         return None if name is None else f"dataset {name!r}: {self._how_many(name)}"
 
     def _how_many(self, name: str) -> str:

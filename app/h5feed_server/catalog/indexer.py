@@ -26,16 +26,16 @@ from .digests import Digests
 from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
-from .inspections import Inspections
+from .inspections import Lanes
 from .known_files import MANY, KnownFiles
 from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
-from .object_folder import ObjectFolder
+from .object_folder import ObjectFolders
 from .together import Together
 
 logger = logging.getLogger(__name__)
 
 _ENTRIES_AT_ONCE = 2
-"""Number of entries that are inspected at the same time."""
+"""Number of entries of one source that are inspected at the same time."""
 
 _FILES_AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
 """Number of files of one entry that are inspected at the same time."""
@@ -55,13 +55,13 @@ class Indexer:
     folder : CacheFolder
         Caches layouts and digests.
     hdf5 : ReaderPool
-    objects : ObjectFolder, optional
-        If the files stand for objects.
+    stores : ObjectFolders
+        Those of files that stand for objects.
 
     Attributes
     ----------
-    inspections : Inspections
-        The jobs and their order.
+    inspections : Lanes
+        The jobs and their order, by the name of a mounted store.
     digests : Digests
         Hashes files.
     """
@@ -72,20 +72,19 @@ class Indexer:
         settings: Settings,
         folder: CacheFolder,
         hdf5: ReaderPool,
-        objects: ObjectFolder | None = None,
+        stores: ObjectFolders,
     ) -> None:
-        self._root = root
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self.digests = Digests(folder, settings.digest_limit, settings.digest_rate)
         self._at_once = settings.provisional_bytes
-        self._loader = FileLoader(root, settings, folder, self.digests, self._files, self._inspector, hdf5, objects)
+        self._loader = FileLoader(root, settings, folder, self.digests, self._files, self._inspector, hdf5, stores)
         self._assembler = Assembler(
             root, settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block
         )
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
-        self.inspections = Inspections[tuple[Dataset, ...]](_ENTRIES_AT_ONCE)
+        self.inspections = Lanes[tuple[Dataset, ...]](_ENTRIES_AT_ONCE)
 
     def close(self, *, wait: bool) -> None:
         """End the threads and the inspector, and close the files. Waits for running inspections only if `wait`."""
@@ -121,7 +120,8 @@ class Indexer:
         dependencies: Dependencies = {}
         refused: dict[str, Refused] = {}
         said, served = declared_text(family.declared), declared_text(family.declared, with_card=False)
-        outcome = self.inspections.submit(partial(self._load, family, paths, identities, dependencies, refused, served))
+        work = partial(self._load, family, paths, identities, dependencies, refused, served)
+        outcome = self.inspections.submit(family.mount, work)
         return Entry(
             family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
         )
@@ -153,7 +153,7 @@ class Indexer:
             # A file that is being written has queued a job for each of its states. Skip those that are out of date.
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            together = len(paths) >= MANY and not self._loader.is_remote
+            together = len(paths) >= MANY and not self._loader.is_remote(paths[0])
             while True:
                 loaded, failed = self._loaded(family, paths, identities, dependencies, together=together)
                 datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
@@ -165,9 +165,10 @@ class Indexer:
                 refused.clear()
             for dataset in datasets:
                 self.digests.begin(dataset.names.contents)
+            path_of = dict(zip(files, paths, strict=True))
             for line, one in list(refused.items()):
                 # Files that a readable file refers to need not be datasets themselves.
-                if dependencies.keys() >= {str(self._root / file) for file in one.files}:
+                if dependencies.keys() >= {path_of[file] for file in one.files}:
                     del refused[line]
                 else:
                     self.tell(one.files, one.reason)
@@ -256,7 +257,7 @@ class Indexer:
         size = max(-(-len(paths) // _SLICES), min(MOST_TOGETHER, len(paths) // (2 * _FILES_AT_ONCE)), 1)
         slices = [range(begin, min(begin + size, len(paths))) for begin in range(0, len(paths), size)]
         name = family.name if together else f"{family.name} apart"
-        with self._loader.known_files(name, identities) as known:
+        with self._loader.known_files(name, paths, identities) as known:
             threads = ThreadPoolExecutor(_FILES_AT_ONCE, "h5feed-inspect-part")
             try:
                 for part in [threads.submit(load_some, places, known) for places in slices]:

@@ -84,6 +84,10 @@ class Inspections(Generic[T]):
                 self._asked[outcome] = self._found.pop(outcome)
                 self._changed.notify_all()
 
+    def __contains__(self, outcome: object) -> bool:
+        """Whether a job waits or runs."""
+        return outcome in self._running or outcome in self._asked or outcome in self._found
+
     def describe(self, outcome: Future[T]) -> str:
         """The progress of a job, as text."""
         with self._changed:
@@ -98,12 +102,15 @@ class Inspections(Generic[T]):
         """Number of jobs that are waiting or running."""
         return len(self._found) + len(self._asked) + len(self._running)
 
-    def close(self, *, wait: bool) -> None:
-        """Cancel the waiting jobs. If `wait`, also wait for the running ones."""
+    def close(self, *, wait: bool, error: Exception | None = None) -> None:
+        """Cancel the waiting jobs; with `error`, they fail with it. If `wait`, also wait for the running ones."""
         with self._changed:
             self._closed = True
             for outcome in (*self._found, *self._asked):
-                outcome.cancel()
+                if error is None:
+                    outcome.cancel()
+                else:
+                    outcome.set_exception(error)
             self._found.clear()
             self._asked.clear()
             self._changed.notify_all()
@@ -141,3 +148,71 @@ class Inspections(Generic[T]):
                     del self._running[outcome]
                     if self._urgent.pop(outcome, None) is not None:
                         self._changed.notify_all()
+
+
+class Lanes(Generic[T]):
+    """Inspections of files from several sources: those of one that does not answer delay none of another.
+
+    Parameters
+    ----------
+    threads : int
+        For each source, see `Inspections`.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lanes: dict[str, Inspections[T]] = {}
+        self._ended = [0, 0]
+        """Jobs of sources that are closed: those that have succeeded, and the others."""
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(self, source: str, work: Callable[[], T]) -> Future[T]:
+        """Queue a job after all others of its source."""
+        with self._lock:
+            if source not in self._lanes:
+                self._lanes[source] = Inspections(self._threads)
+                if self._closed:
+                    self._lanes[source].close(wait=False)
+            return self._lanes[source].submit(work)
+
+    def prefer(self, outcome: Future[T]) -> None:
+        """See `Inspections.prefer`."""
+        for lane in self._all():
+            lane.prefer(outcome)
+
+    def describe(self, outcome: Future[T]) -> str:
+        """See `Inspections.describe`."""
+        return next((lane.describe(outcome) for lane in self._all() if outcome in lane), "it has just ended")
+
+    @property
+    def left(self) -> int:
+        """Number of jobs that are waiting or running."""
+        return sum(lane.left for lane in self._all())
+
+    @property
+    def succeeded(self) -> int:
+        """Jobs that have succeeded."""
+        return self._ended[0] + sum(lane.succeeded for lane in self._all())
+
+    @property
+    def failed(self) -> int:
+        """Jobs that have failed."""
+        return self._ended[1] + sum(lane.failed for lane in self._all())
+
+    def end(self, source: str, error: Exception) -> None:
+        """Let the waiting jobs of a source fail with this error, and end its threads."""
+        with self._lock:
+            if (lane := self._lanes.pop(source, None)) is not None:
+                lane.close(wait=False, error=error)
+                self._ended = [self._ended[0] + lane.succeeded, self._ended[1] + lane.failed]
+
+    def close(self, *, wait: bool) -> None:
+        """See `Inspections.close`."""
+        with self._lock:
+            self._closed = True
+        for lane in self._all():
+            lane.close(wait=wait)
+
+    def _all(self) -> list[Inspections[T]]:
+        return list(self._lanes.values())

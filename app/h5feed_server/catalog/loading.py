@@ -34,7 +34,7 @@ from .conventions import as_meant
 from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
 from .known_files import MANY, KnownFiles
-from .object_folder import ObjectFolder, why_not_remote
+from .object_folder import ObjectFolders, why_not_remote
 from .together import Together
 
 MAX_LINKED = 10_000
@@ -139,8 +139,8 @@ class FileLoader:
     inspector : Inspector
     hdf5 : ReaderPool
         Tests whether h5py can read arrays.
-    objects : ObjectFolder, optional
-        If the files stand for objects.
+    stores : ObjectFolders, optional
+        Those of files that stand for objects.
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class FileLoader:
         files: OpenFiles,
         inspector: Inspector,
         hdf5: ReaderPool,
-        objects: ObjectFolder | None = None,
+        stores: ObjectFolders | None = None,
     ) -> None:
-        self._objects = objects
+        self._stores = stores or ObjectFolders(settings)
         self._root = root
         self._settings = settings
         self._folder = folder
@@ -218,9 +218,9 @@ class FileLoader:
         ------
         RevisionChanged, SourceUnavailable, Overloaded
         """
-        if self._objects is not None:
+        if (objects := self._stores.of(path)) is not None:
             # If the metadata do not tell the digest of the content, the store's version stands in for it.
-            return Content(path, identity, self._objects.source(path, identity).digest)
+            return Content(path, identity, objects.source(path, identity).digest)
         digests = self._digests
         cost, is_young = digests.cost(identity), _are_young([identity])
         digest = None if is_young or known is None else known.digest(identity)
@@ -277,6 +277,7 @@ class FileLoader:
         content : Content
             Of the file at `path`.
         """
+        objects = self._stores.of(path)
         identities = [identity]
         for member in members:
             if not self._settings.follow_links and leads_out(str(self._root), member):
@@ -287,8 +288,8 @@ class FileLoader:
                 raise Unreadable(f"its part {os.path.basename(member)!r} is missing") from None
 
         def inspect() -> bytes:
-            if self._objects is not None:
-                return self._objects.inspect(self._inspector, path, identity)
+            if objects is not None:
+                return objects.inspect(self._inspector, path, identity)
             content = self._inspector.inspect(path) if together is None else together.inspect(path)
             # Do not cache the layout of a new file under the key of the previous one.
             if _identity(path) != identity:
@@ -309,7 +310,7 @@ class FileLoader:
             known.learn(identity, content.digest, data, keep=not is_young)
             return known.loaded(data), content
         # Of an object, the key is its version, which does not depend on times.
-        if self._objects is None and _are_young(identities):
+        if objects is None and _are_young(identities):
             data = inspect()
         else:
             key = identity.key
@@ -319,20 +320,22 @@ class FileLoader:
             elif content is not None and content.digest is not None:
                 # Key by content, so that links, copies and touched files share the layout. Objects have layouts of
                 # their own: what is beside a file is not beside an object.
-                key = content.digest[slice(16, 32) if self.is_remote else slice(16)].hex()
+                key = content.digest[slice(16) if objects is None else slice(16, 32)].hex()
             name, own = _layout_name(key), _layout_name(identity.key)
             # It was inspected before it was hashed, perhaps.
             data = self._folder.get(name, lambda: self._folder.find(own) or inspect(), behind=True)
         return load_layout(data), content or self.content(path, identity, data, at_once)
 
     @contextlib.contextmanager
-    def known_files(self, name: str, identities: Sequence[Identity]) -> Iterator[KnownFiles | None]:
+    def known_files(
+        self, name: str, paths: Sequence[str], identities: Sequence[Identity]
+    ) -> Iterator[KnownFiles | None]:
         """What is known of the files of a family. It is saved at the end of the ``with`` block.
 
         None for objects, and for a few files, which have files of their own in the cache folder. Unless all is known,
         other processes wait until the end: the files are inspected once for all.
         """
-        if len(identities) < MANY or self._objects is not None:
+        if len(identities) < MANY or self.is_remote(paths[0]):
             yield None
             return
         key = hashlib.blake2b(f"{self._root} {name}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -356,7 +359,7 @@ class FileLoader:
 
         Adds them to `dependencies`, and for a family also the next part, which may be added later.
         """
-        if self._objects is not None:
+        if self.is_remote(path):
             return ()
         driver, members = members_of(path)
         upcoming = (next_member(path, members),) if driver == "family" else ()
@@ -367,15 +370,14 @@ class FileLoader:
                 dependencies[member] = None
         return members
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether the files stand for objects of a store."""
-        return self._objects is not None
+    def is_remote(self, path: str) -> bool:
+        """Whether a file stands for an object of a store."""
+        return self._stores.of(path) is not None
 
     def source(self, path: str, identity: Identity, digest: bytes = b"") -> FileSource:
         """A file as a source of bytes; an object has a digest of its own."""
-        if self._objects is not None:
-            return self._objects.source(path, identity)
+        if (objects := self._stores.of(path)) is not None:
+            return objects.source(path, identity)
         return LocalFile(self._files, path, identity, digest)
 
     def close(self) -> None:
@@ -402,7 +404,11 @@ class FileLoader:
         # Show only the last part of an absolute path, which may be a path of the server.
         known = f"the file {_shown(name)!r}"
         # With follow_links, the named file itself may be a link out of the folder, but no folder on the way may.
-        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
+        root = self._stores.root_of(path, self._root)
+        # The folders of stores may be below the data folder.
+        if self._stores.root_of(target, self._root) != root or leads_out(
+            str(root), os.path.dirname(named) if self._settings.follow_links else target
+        ):
             raise _BadExternalFile(f"{known}, which is outside the data folder")
         # Hidden files are not served under another name either, except through symbolic links.
         way = os.path.relpath(named, os.path.dirname(path))
@@ -477,8 +483,9 @@ class _Loading:
         segments = {}
         probed = 0
         deadline = time.monotonic() + self._loader.probe_seconds
+        is_remote = self._loader.is_remote(path)
         for array in layout.arrays:
-            if self._loader.is_remote and (why := why_not_remote(array)) is not None:
+            if is_remote and (why := why_not_remote(array)) is not None:
                 segments[array.path] = Segment(source, replace(unreadable_array(array.path, why), text=array.text))
                 continue
             try:

@@ -1,11 +1,16 @@
-"""A data folder whose files stand for the objects of a store."""
+"""Folders whose files stand for the objects of stores."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
-from h5feed.errors import Unreadable
+from h5feed.errors import Overloaded, Unreadable
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
 
@@ -14,10 +19,13 @@ from ..sharing.metrics import STORE_OUTCOMES
 from ..storage.hdf5.drivers import driver_of
 from ..storage.hdf5.inspector import Inspector
 from ..storage.objects.claims import Claims
+from ..storage.objects.fetching_ahead import FetchingAhead
 from ..storage.objects.listing import Listing, stored_object
 from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.range_cache import RangeCache
-from ..storage.objects.store import ObjectStore
+from ..storage.objects.request_rate import RequestRate
+from ..storage.objects.store import MOST_SLOW, ObjectStore
+from ..store_address import STORES, StoreAddress
 from ..suffixes import ALL_SUFFIXES
 from . import declared
 
@@ -30,39 +38,185 @@ _FIRST_SECONDS = 10.0
 """How long a scan waits for the first listing."""
 
 
-class ObjectFolder:
-    """The objects of the store that is served; one per process.
+Numbers = dict[tuple[str, str | None], float | list[float]]
+"""Of metrics, by name and value of the label."""
+
+
+class ObjectFolders:
+    """The stores that a process serves. Together, they keep to the bounds of the settings.
 
     Parameters
     ----------
     settings : Settings
-        Those of a server for an object store.
     """
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.store is not None
-        only = settings.only[0] if settings.only else None
-        kept = settings.store_cache_bytes
-        cache = RangeCache(settings.cache_dir / "ranges", kept) if kept else None
-        timeout, is_alone = settings.read_timeout * _TIMEOUT_SHARE, settings.workers == 1
-        self._store = ObjectStore(
-            settings.store,
-            timeout,
-            cache,
-            ahead_bytes=settings.store_ahead_bytes,
-            request_rate=settings.store_request_rate / settings.workers,
-            claims=None if is_alone or cache is None else _claims(settings.cache_dir, timeout),
-            is_alone=is_alone,
+        self._settings = settings
+        self._below = f"{settings.cache_dir.resolve() / STORES}{os.sep}"
+        self._open: tuple[ObjectFolder, ...] = ()
+        self._ended: Numbers = {}
+        """What was counted of those that are closed."""
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _cache(self) -> RangeCache | None:
+        kept = self._settings.store_cache_bytes
+        return RangeCache(self._settings.cache_dir / "ranges", kept) if kept else None
+
+    @cached_property
+    def _ahead(self) -> FetchingAhead:
+        is_alone = self._settings.workers == 1
+        claims = None if is_alone or self._cache is None else _claims(self._settings.cache_dir, self._timeout)
+        return FetchingAhead(self._cache, self._settings.store_ahead_bytes, claims, is_alone)
+
+    @cached_property
+    def _rate(self) -> RequestRate:
+        return RequestRate(self._settings.store_request_rate / self._settings.workers)
+
+    @property
+    def _timeout(self) -> float:
+        return self._settings.read_timeout * _TIMEOUT_SHARE
+
+    def open(self, address: StoreAddress, mount: str = "", listing_seconds: float | None = None) -> ObjectFolder:
+        """Begin to serve a store.
+
+        Parameters
+        ----------
+        address : StoreAddress
+        mount : str
+            The name below which its datasets are served; empty if there is nothing else.
+        listing_seconds : float, optional
+            Seconds between listings; by default, those of the settings.
+
+        Raises
+        ------
+        BadParameter
+            The store cannot be used with this installation and environment.
+        """
+        store = ObjectStore(
+            address,
+            self._timeout,
+            self._cache,
+            ahead=self._ahead,
+            rate=self._rate,
+            # Other sources need threads while a whole store does not answer.
+            most_slow=max(MOST_SLOW, self._settings.request_threads // 4) if mount else None,
         )
+        folder = ObjectFolder(store, address, self._settings, mount, listing_seconds or self._settings.listing_seconds)
+        with self._lock:
+            self._open = (*self._open, folder)
+        return folder
+
+    def end(self, folder: ObjectFolder) -> None:
+        """Cease to serve a store. What reads from it gets SourceUnavailable."""
+        with self._lock:
+            self._open = tuple(one for one in self._open if one is not folder)
+            self._ended = _added([self._ended, folder.numbers()])
+            # Those that are under way are given up.
+            self._ended["store_requests_running", None] = 0
+        # Nobody is to wait for that.
+        threading.Thread(target=folder.close, name="h5feed-end", daemon=True).start()
+
+    def close(self) -> None:
+        """Cease to serve all stores."""
+        if self._open:
+            for folder in self._open:
+                folder.close()
+            self._ahead.close()
+
+    def of(self, path: str) -> ObjectFolder | None:
+        """The store of the object that a file stands for; None if it is an ordinary file.
+
+        Raises
+        ------
+        Overloaded
+            It stands for an object of a store that is not served any more.
+        """
+        if not path.startswith(self._below):
+            return None
+        for folder in self._open:
+            if path.startswith(folder.below):
+                return folder
+        raise Overloaded("its object store is not served any more", retry_after=1)
+
+    def root_of(self, path: str, otherwise: Path) -> Path:
+        """The folder of the store of an object; `otherwise` for ordinary files."""
+        if not path.startswith(self._below):
+            return otherwise
+        return next((folder.root for folder in self._open if path.startswith(folder.below)), Path(self._below))
+
+    def drop_old(self, seconds: float) -> None:
+        """Drop what was fetched for orders that nobody has read for this many seconds."""
+        if self._open:
+            self._ahead.drop_old(seconds)
+
+    def troubles(self) -> list[str]:
+        """A phrase for each store that could not be listed the last time, with the reason."""
+        found = ((folder.called, folder.trouble()) for folder in self._open)
+        return [f"{called} cannot be listed: {trouble}" for called, trouble in found if trouble is not None]
+
+    def numbers(self) -> Numbers:
+        """What this process has asked stores for; empty if it has served none."""
+        with self._lock:
+            found = _added([self._ended, *(folder.numbers() for folder in self._open)])
+        if found and (cache := self._cache) is not None:
+            found["store_cache_hits_total", None] = cache.hits
+            found["store_cache_read_bytes_total", None] = cache.hit_bytes
+        return found
+
+    def shared_numbers(self) -> dict[str, float]:
+        """What all processes of the server have in common, by metric; empty without stores."""
+        if not self._open:
+            return {}
+        found = {"store_cache_bytes": 0.0 if self._cache is None else self._cache.used_bytes()}
+        if listed := [moment for folder in self._open if (moment := folder.listed()) is not None]:
+            found["store_listed_timestamp_seconds"] = min(listed)
+        return found
+
+
+class ObjectFolder:
+    """The objects of one store, and the folder with a file for each of them.
+
+    Parameters
+    ----------
+    store : ObjectStore
+    address : StoreAddress
+        That of the store.
+    settings : Settings
+    mount : str
+        See `ObjectFolders.open`.
+    listing_seconds : float
+
+    Attributes
+    ----------
+    root : Path
+        The folder, without links in its path.
+    below : str
+        How the paths of files in it begin.
+    called : str
+        The store, in messages.
+    """
+
+    def __init__(
+        self, store: ObjectStore, address: StoreAddress, settings: Settings, mount: str, listing_seconds: float
+    ) -> None:
+        self._store = store
+        self.root = address.folder(settings.cache_dir).resolve()
+        with contextlib.suppress(OSError):
+            # Whoever watches it may come before the first listing, which tells if this fails.
+            self.root.mkdir(parents=True, exist_ok=True)
+        self.below = f"{self.root}{os.sep}"
+        self.called = f"the object store {mount!r}" if mount else "the object store"
         self._listing = Listing(
-            self._store,
-            settings.data_dir,
-            only,
+            store,
+            self.root,
+            address.only or None,
             ALL_SUFFIXES,
-            settings.listing_seconds,
+            listing_seconds,
             settings.digest_limit,
             # One byte more shows that it is too long.
-            {} if only else {declared.NAME: declared.MAX_BYTES + 1},
+            {} if address.only else {declared.NAME: declared.MAX_BYTES + 1},
+            self.called,
         )
 
     def close(self) -> None:
@@ -71,38 +225,25 @@ class ObjectFolder:
         self._store.close()
         self._listing.join()
 
-    def drop_old(self, seconds: float) -> None:
-        """Drop what was fetched for orders that nobody has read for this many seconds."""
-        self._store.ahead.drop_old(seconds)
-
-    def why_not_listed(self) -> str | None:
-        """Why the objects are not known; None if they are."""
-        return self._listing.wait(_FIRST_SECONDS)
+    def why_not_listed(self, seconds: float = _FIRST_SECONDS) -> str | None:
+        """Why the objects are not known; None if they are. Waits for the first listing."""
+        return self._listing.wait(seconds)
 
     def trouble(self) -> str | None:
         """Why the store could not be listed the last time; None if it could."""
         return self._listing.trouble()
 
-    def numbers(self) -> dict[tuple[str, str | None], float | list[float]]:
-        """What this process has asked the store for, by metric and value of its label."""
-        traffic, cache = self._store.traffic, self._store.cache
-        found: dict[tuple[str, str | None], float | list[float]] = {
-            ("store_requests_total", outcome): traffic.outcomes[outcome] for outcome in STORE_OUTCOMES
-        }
+    def listed(self) -> float | None:
+        """When the last listing began, in seconds of Unix time; None if there was none."""
+        return self._listing.listed()
+
+    def numbers(self) -> Numbers:
+        """What this process has asked the store for."""
+        traffic = self._store.traffic
+        found: Numbers = {("store_requests_total", outcome): traffic.outcomes[outcome] for outcome in STORE_OUTCOMES}
         found["store_request_duration_seconds", None] = list(traffic.durations)
         found["store_read_bytes_total", None] = traffic.nbytes
         found["store_requests_running", None] = traffic.running
-        if cache is not None:
-            found["store_cache_hits_total", None] = cache.hits
-            found["store_cache_read_bytes_total", None] = cache.hit_bytes
-        return found
-
-    def shared_numbers(self) -> dict[str, float]:
-        """What all processes of the server have in common, by metric."""
-        cache = self._store.cache
-        found = {"store_cache_bytes": 0.0 if cache is None else cache.used_bytes()}
-        if (listed := self._listing.listed()) is not None:
-            found["store_listed_timestamp_seconds"] = listed
         return found
 
     def source(self, path: str, identity: Identity) -> ObjectFile:
@@ -130,6 +271,20 @@ class ObjectFolder:
                 "store: copy it with h5repack to have it as one"
             )
         return inspector.inspect_remote(source)
+
+
+def _added(several: Sequence[Numbers]) -> Numbers:
+    """The sums of some numbers."""
+    total: Numbers = {}
+    for numbers in several:
+        for key, value in numbers.items():
+            before = total.get(key)
+            if isinstance(value, list):
+                earlier = before if isinstance(before, list) else [0.0] * len(value)
+                total[key] = [one + other for one, other in zip(earlier, value, strict=True)]
+            else:
+                total[key] = value + (before if isinstance(before, (int, float)) else 0)
+    return total
 
 
 def _claims(folder: Path, timeout: float) -> Claims | None:

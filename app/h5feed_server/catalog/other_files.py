@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 
 from ..storage.signatures import is_hdf5
+from .declared import NAME as DECLARATION
 from .discovery import Others, dotted, ending_of, shown
 
 MAX_OTHER_ENDINGS = 20
@@ -64,6 +65,8 @@ def other_files(
                 f"{shown(first)} is an HDF5 file, but does not have the extension of one: rename it to end in .h5, or "
                 "declare it in h5feed.toml"
             )
+        elif count == 1 and files and os.path.basename(files[0]) == DECLARATION:
+            reason = f"{DECLARATION} is only read at the top of the data folder"
         else:
             reason = _NO_DATA
         whose = f"{count:,} files, {shown(files[0])} among them: " if count > 1 and files else ""

@@ -26,6 +26,8 @@ class Presence:
     ----------
     is_certain : bool
         Whether a file that is missing was deleted in any case: the folder is on no disk that can be unavailable.
+    whole : str
+        What the folder is called.
 
     Attributes
     ----------
@@ -35,8 +37,9 @@ class Presence:
         `reason`, or why the first awaited file is unavailable; None if nothing is missing.
     """
 
-    def __init__(self, *, is_certain: bool = False) -> None:
+    def __init__(self, *, is_certain: bool = False, whole: str = "the data folder") -> None:
         self._is_certain = is_certain
+        self._whole = whole
         self.reason: str | None = None
         self.trouble: str | None = None
         self._files: set[str] = set()
@@ -57,7 +60,7 @@ class Presence:
         self._unlisted = walked.unlisted
         self.reason = None
         if "" in walked.unlisted:
-            self.reason = f"the data folder cannot be read: {walked.unlisted['']}"
+            self.reason = f"{self._whole} cannot be read: {walked.unlisted['']}"
         elif self._is_certain:
             self._files, self.trouble = present, None
             return {}

@@ -41,6 +41,8 @@ class Family:
         one file (``alone``).
     declared : DeclaredDataset or None
         The declaration, if there is one.
+    mount : str
+        The store that they are in, which name and files begin with; empty if it is none of several.
     """
 
     name: str
@@ -49,6 +51,14 @@ class Family:
     rows: tuple[str, ...]
     kind: Literal["declared", "named", "numbers", "words", "alone"]
     declared: DeclaredDataset | None = None
+    mount: str = ""
+
+    def below(self, mount: str) -> Family:
+        """The same family of the store that is mounted under this name; itself if it is empty."""
+        if not mount:
+            return self
+        files = tuple(f"{mount}/{file}" for file in self.files)
+        return replace(self, name=f"{mount}.{self.name}", files=files, mount=mount)
 
 
 @dataclass(frozen=True)
@@ -152,9 +162,10 @@ class Grouping:
 
 def apart(family: Family) -> list[Family]:
     """Divide a family whose files do not form one dataset: by the number in the names, or into single files."""
-    if any(tags.number >= 0 for tags in family.tags):
-        return families(family.files, {}, counted=False)
-    return alone(family.files)
+    files = tuple(file.removeprefix(f"{family.mount}/") for file in family.files) if family.mount else family.files
+    is_numbered = any(tags.number >= 0 for tags in family.tags)
+    found = families(files, {}, counted=False) if is_numbered else alone(files)
+    return [one.below(family.mount) for one in found]
 
 
 def alone(files: Sequence[str], taken: Collection[str] = ()) -> list[Family]:

@@ -15,8 +15,9 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s
 
@@ -25,7 +26,7 @@ from .parts import Piece, parts_of, pieces_of
 
 if TYPE_CHECKING:
     from .object_file import ObjectFile
-    from .store import ObjectStore
+    from .range_cache import RangeCache
 
 _ORDER_SECONDS = 60.0
 """What was fetched for an order that nobody has read for this long is dropped."""
@@ -47,6 +48,18 @@ _KEEPERS = 2
 
 Order = Hashable
 """Names an order of batches."""
+
+_READS = "reads"
+"""The order of what was not fetched ahead."""
+
+
+class Begun(NamedTuple):
+    """What `FetchingAhead.fetch` has begun."""
+
+    has_room: bool = True
+    """Whether there was room for all ranges."""
+    was_needed: bool = False
+    """Whether any range was not on the disk yet."""
 
 
 @dataclass(eq=False)
@@ -82,11 +95,12 @@ class _Read:
 
 
 class FetchingAhead:
-    """What is fetched ahead in one process.
+    """What is fetched ahead in one process, from all its stores.
 
     Parameters
     ----------
-    store : ObjectStore
+    cache : RangeCache or None
+        Keeps what has come on the local disk.
     max_bytes : int
         Bound on what is in flight, or has come and is not used or not on the disk yet.
     claims : Claims or None
@@ -95,10 +109,10 @@ class FetchingAhead:
         Whether no other process reads for the same clients.
     """
 
-    def __init__(self, store: ObjectStore, max_bytes: int, claims: Claims | None, is_alone: bool) -> None:
+    def __init__(self, cache: RangeCache | None, max_bytes: int, claims: Claims | None, is_alone: bool) -> None:
         self.max_bytes = max_bytes
         self.claims = claims
-        self._store = store
+        self._cache = cache
         self._is_alone = is_alone
         self._lock = threading.Lock()
         self._parts: dict[tuple[bytes, Piece], Part] = {}
@@ -121,7 +135,7 @@ class FetchingAhead:
     @property
     def is_shared(self) -> bool:
         """Whether what one worker fetches is also there for all others that read for the same clients."""
-        cache = self._store.cache
+        cache = self._cache
         return self._is_alone or (self.claims is not None and cache is not None and cache.has_room)
 
     @property
@@ -129,14 +143,9 @@ class FetchingAhead:
         """Whether most of what was fetched ahead without sharing it has been used."""
         return self.unused_bytes <= self._fetched_bytes // _WASTE_SHARE + self.max_bytes // _WASTE_SHARE
 
-    @property
-    def window_bytes(self) -> int:
-        """How much to fetch ahead of an order: twice what the store sends within the time that it takes to answer."""
-        return min(self.max_bytes, self._store.link.window_bytes)
-
     def fetch(
         self, order: Order, number: int, file: ObjectFile, offsets: Int64s, sizes: Int64s, *, urgent: bool = False
-    ) -> bool:
+    ) -> Begun:
         """Begin to fetch ranges that a batch needs, unless they are here or on their way. Does not wait.
 
         Parameters
@@ -147,16 +156,11 @@ class FetchingAhead:
         offsets, sizes : (k,) int64
         urgent : bool
             The batch has been asked for.
-
-        Returns
-        -------
-        bool
-            False: there was no room for all of them.
         """
         size = file.object.size
         if not len(offsets) or (offsets < 0).any() or (sizes < 0).any() or (offsets > size - sizes).any():
             # Whoever reads them gets the error.
-            return True
+            return Begun()
         pieces = sorted(pieces_of(offsets, sizes))
         with self._lock:
             known = self._order(order)
@@ -167,7 +171,10 @@ class FetchingAhead:
                     part.number = max(part.number, number)
                 else:
                     missing.append(piece)
+            is_joined = len(missing) < len(pieces)
             missing = self._not_held(file.digest, missing)
+            if not missing:
+                return Begun(was_needed=is_joined)
             fits = self._make_room(sum(nbytes for _, nbytes in missing), len(missing), order, number)
             if not fits:
                 missing = _first(missing[: max(0, _MOST_PIECES - len(self._parts))], self.max_bytes - self._nbytes)
@@ -178,7 +185,7 @@ class FetchingAhead:
                 missing = self._not_held(file.digest, mine)
                 self.claims.release(file.digest, set(mine).difference(missing))
             wanted = parts_of(missing)
-            futures = self._store.begin(file.object, wanted, ahead=not urgent)
+            futures = file.store.begin(file.object, wanted, ahead=not urgent)
             parts = []
             for (begin, nbytes), future in zip(wanted, futures, strict=True):
                 first, end = bisect_left(missing, (begin, 0)), bisect_left(missing, (begin + nbytes, 0))
@@ -192,7 +199,17 @@ class FetchingAhead:
         for part in parts:
             # Without the lock: it is called at once if the fetch is over.
             part.future.add_done_callback(partial(self._arrived, part))
-        return fits
+        return Begun(fits, was_needed=True)
+
+    def claim(self, file: ObjectFile, pieces: set[Piece]) -> bool:
+        """Begin to fetch ranges that are being read, and that nobody fetches yet. Returns whether that is possible,
+        which it is if workers share what they fetch.
+        """
+        if self.claims is None or not self.max_bytes:
+            return False
+        ranges = np.array(sorted(pieces), np.int64)
+        self.fetch(_READS, 0, file, ranges[:, 0], ranges[:, 1], urgent=True)
+        return True
 
     def join(self, digest: bytes, pieces: Iterable[Piece]) -> dict[Piece, Part]:
         """Those of some ranges of an object that are here, or on their way."""
@@ -222,10 +239,20 @@ class FetchingAhead:
         now = time.monotonic()
         while self._orders and now - next(iter(self._orders.values())).asked > _ORDER_SECONDS:
             self._drop(next(iter(self._orders)))
+        if order not in self._orders:
+            self._leave_to_disk()
         known = self._orders.setdefault(order, _Read(now))
         known.asked = now
         self._orders.move_to_end(order)
         return known
+
+    def _leave_to_disk(self) -> None:
+        """Drop what is on the disk: of the orders so far, most batches have been asked for, if only from others."""
+        if (cache := self._cache) is None or not cache.has_room:
+            return
+        for read in self._orders.values():
+            for part in [part for part in read.parts if part.is_kept]:
+                self._forget(part)
 
     def _make_room(self, nbytes: int, count: int, order: Order, number: int) -> bool:
         """Drop what will probably not be needed. Returns whether there is room for so many bytes, and ranges."""
@@ -248,7 +275,7 @@ class FetchingAhead:
 
     def _not_held(self, digest: bytes, pieces: list[Piece]) -> list[Piece]:
         """Those that are not on the disk."""
-        cache = self._store.cache
+        cache = self._cache
         if cache is None or not pieces:
             return pieces
         held = cache.held(digest, pieces)
@@ -286,7 +313,7 @@ class FetchingAhead:
         failed = part.future.exception() is not None
         pieces = list(part.left)
         try:
-            if not failed and (cache := self._store.cache) is not None:
+            if not failed and (cache := self._cache) is not None:
                 data = part.future.result()
                 for offset, nbytes in pieces:
                     within = offset - part.begin

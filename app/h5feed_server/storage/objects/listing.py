@@ -80,6 +80,8 @@ class Listing:
     copied : mapping of str to int
         Objects of which the content is in the folder, instead of a file that stands for it; and how many bytes of it,
         at most.
+    called : str
+        The store, in messages.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Listing:
         interval: float,
         noted: int,
         copied: Mapping[str, int],
+        called: str,
     ) -> None:
         self._store = store
         self._folder = folder
@@ -99,6 +102,7 @@ class Listing:
         self._interval = interval
         self._noted = noted
         self._copied = copied
+        self._called = called
         self._began = time.time()
         self._noticed = float("-inf")
         self._wake = threading.Event()
@@ -148,7 +152,7 @@ class Listing:
             try:
                 wait = self._step()
             except OSError as error:
-                logger.warning("the listing of the object store cannot be stored in the cache folder: %s", error)
+                logger.warning("the listing of %s cannot be stored in the cache folder: %s", self._called, error)
                 wait = _RETRY_SECONDS
             self._wake.wait(wait)
             self._wake.clear()
@@ -201,12 +205,12 @@ class Listing:
             os.utime(stamp, (began, began))
             (self._folder / _TROUBLE).unlink(missing_ok=True)
             if told is not None:
-                logger.warning("the object store can be listed again")
+                logger.warning("%s can be listed again", self._called)
             return
         except (FeedError, OSError) as error:
             trouble = error.detail if isinstance(error, FeedError) else f"the cache folder: {error.strerror}"
         except Exception:
-            logger.exception("listing the object store failed")
+            logger.exception("listing %s failed", self._called)
             trouble = "listing it failed: the server's log has the reason"
         if self._closed:
             return
@@ -215,7 +219,7 @@ class Listing:
         partial.write_text(trouble)
         os.replace(partial, self._folder / _TROUBLE)
         if trouble != told:
-            logger.warning("the object store cannot be listed: %s", trouble)
+            logger.warning("%s cannot be listed: %s", self._called, trouble)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:

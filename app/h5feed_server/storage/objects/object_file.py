@@ -17,7 +17,9 @@ from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
 from .backend import StoredObject
-from .parts import parts_of, pieces_of
+from .fetching_ahead import Part
+from .parts import Piece, parts_of, pieces_of
+from .range_cache import RangeCache
 from .store import ObjectStore
 
 WINDOW_BYTES = 32 << 20
@@ -52,9 +54,25 @@ class ObjectFile(FileSource):
         yield -1
 
     def ahead(self, ranges: Callable[[], Ranges]) -> Source:
-        """Begin to fetch these ranges."""
+        """Begin to fetch those of these ranges that are not on the local disk."""
         offsets, sizes = ranges()
-        return FetchedRanges(self, offsets, sizes) if len(offsets) else self
+        if not len(offsets):
+            return self
+        if (cache := self.store.cache) is None or not cache.holds(self.digest, offsets, sizes):
+            return FetchedRanges(self, offsets, sizes)
+        if self.store.ahead.join(self.digest, zip(offsets.tolist(), sizes.tolist(), strict=True)):
+            # What was fetched ahead can be let go of only when it has been used.
+            return FetchedRanges(self, offsets, sizes)
+        return RangesOnDisk(self, cache, offsets, sizes)
+
+    def found(self, pieces: set[Piece]) -> tuple[dict[Piece, Part], set[Piece], set[Piece]]:
+        """Which of some ranges this process fetches ahead, which other workers do, and which are on the local disk."""
+        # In this order: what is not in flight any more is on the disk.
+        joined = self.store.ahead.join(self.digest, pieces)
+        others = pieces.difference(joined)
+        theirs = self.store.ahead.claimed_by_others(self.digest, others)
+        cache = self.store.cache
+        return joined, theirs, set() if cache is None else cache.held(self.digest, others)
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """See `FetchedRanges.read_rows`."""
@@ -72,7 +90,69 @@ class ObjectFile(FileSource):
         return FetchedRanges(self, np.array([offset], np.int64), np.array([nbytes], np.int64))
 
 
-class FetchedRanges(Source):
+class _Announced(Source):
+    """Ranges of an object that one read has announced."""
+
+    def __init__(self, file: ObjectFile) -> None:
+        self._file = file
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """That of the object."""
+        return self._file.key
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """There is no handle."""
+        yield -1
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> Source:
+        """They are fetched already."""
+        return self
+
+
+class RangesOnDisk(_Announced):
+    """Ranges of an object that are all in the cache on the local disk, most likely: reads look there first, and plan
+    what to fetch only if something is missing or damaged.
+
+    Parameters
+    ----------
+    file : ObjectFile
+    cache : RangeCache
+    offsets, sizes : (k,) int64
+    """
+
+    def __init__(self, file: ObjectFile, cache: RangeCache, offsets: Int64s, sizes: Int64s) -> None:
+        super().__init__(file)
+        self._cache = cache
+        self._ranges = offsets, sizes
+        self._fetched: FetchedRanges | None = None
+        self._lock = threading.Lock()
+
+    def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
+        """See `FetchedRanges.read_rows`."""
+        left = np.flatnonzero(~self._cache.find_rows(self._file.digest, offsets, sizes, target, begins))
+        if len(left):
+            self._others().read_rows(offsets[left], sizes[left], target, begins[left])
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """See `FetchedRanges.read_rows`."""
+        self._others().fill(handle, offset, target)
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """See `FetchedRanges.read_rows`."""
+        data = self._cache.find(self._file.digest, offset, nbytes)
+        return self._others().stored(handle, offset, nbytes, scratch) if data is None else data
+
+    def _others(self) -> FetchedRanges:
+        """For ranges that are not there, and those that lie across what was announced."""
+        with self._lock:
+            if self._fetched is None:
+                self._fetched = FetchedRanges(self._file, *self._ranges)
+            return self._fetched
+
+
+class FetchedRanges(_Announced):
     """Ranges of an object that are fetched together, for one read of each.
 
     Parameters
@@ -88,19 +168,19 @@ class FetchedRanges(Source):
     """
 
     def __init__(self, file: ObjectFile, offsets: Int64s, sizes: Int64s) -> None:
-        self._file = file
+        super().__init__(file)
         size = file.object.size
         if (beyond := np.flatnonzero((offsets < 0) | (sizes < 0) | (offsets > size - sizes))).size:
             end = int(offsets[beyond[0]]) + int(sizes[beyond[0]])
             raise DatasetCorrupt(f"the object ends at byte {size}, but an array in it ends at {end}")
         pieces = pieces_of(offsets, sizes)
-        # In this order: what is not in flight any more is on the disk.
-        joined = file.store.ahead.join(file.digest, pieces)
-        pieces.difference_update(joined)
-        theirs = file.store.ahead.claimed_by_others(file.digest, pieces)
-        cache = file.store.cache
-        held = set() if cache is None else cache.held(file.digest, pieces)
-        self._pieces = sorted(pieces - held - theirs)
+        joined, theirs, held = file.found(pieces)
+        missing = pieces - joined.keys() - theirs - held
+        # Nobody else fetches what is claimed: other workers may be fetching ahead.
+        if missing and may_keep() and file.store.ahead.claim(file, missing):
+            joined, theirs, held = file.found(pieces)
+            missing = pieces - joined.keys() - theirs - held
+        self._pieces = sorted(missing)
         """What is fetched for this read."""
         self._on_disk = held
         here = held | theirs
@@ -126,20 +206,6 @@ class FetchedRanges(Source):
         self._lock = threading.Lock()
         with self._lock:
             self._start_more()
-
-    @property
-    def key(self) -> tuple[Hashable, ...]:
-        """That of the object."""
-        return self._file.key
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[int]:
-        """There is no handle."""
-        yield -1
-
-    def ahead(self, ranges: Callable[[], Ranges]) -> Source:
-        """They are fetched already."""
-        return self
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """Wait for all ranges and copy them. Others than those that were announced are fetched now.

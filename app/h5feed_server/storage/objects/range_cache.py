@@ -18,6 +18,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,17 @@ class RangeCache:
         """
         with self._lock:
             known = self._version(version)
-            return set() if known is None else known.ranges.known(pieces)
+            if known is None:
+                return set()
+            listed = list(pieces)
+            checksums = known.ranges.checksums(listed)
+        return {piece for piece, checksum in zip(listed, checksums, strict=True) if checksum is not None}
+
+    def holds(self, version: bytes, offsets: Int64s, sizes: Int64s) -> bool:
+        """Whether all of some ranges, (k,) int64, are there, most likely."""
+        with self._lock:
+            known = self._version(version)
+            return known is not None and None not in known.ranges.checksums(_pairs(offsets, sizes))
 
     def find(self, version: bytes, offset: int, nbytes: int) -> Bytes | None:
         """A range, (nbytes,) uint8; None if it is not there or damaged."""
@@ -129,31 +140,35 @@ class RangeCache:
         (k,) bool
             False where a range is not there or damaged: its part of the target may have changed.
         """
-        ranges = list(zip(offsets.tolist(), sizes.tolist(), strict=True))
+        ranges = _pairs(offsets, sizes)
         found = np.zeros(len(ranges), np.bool_)
         with self._lock:
             # As a rule, `held` has just looked for what other processes have added.
             held = self._open.get(version)
-            if held is None or None in (checksums := [held.ranges.get(one) for one in ranges]):
+            if held is None or None in (checksums := held.ranges.checksums(ranges)):
                 if (held := self._version(version)) is None:
                     return found
-                checksums = [held.ranges.get(one) for one in ranges]
-        known = np.flatnonzero([checksum is not None for checksum in checksums])
+                checksums = held.ranges.checksums(ranges)
+        known = [number for number, checksum in enumerate(checksums) if checksum is not None]
+        if len(known) < len(ranges):
+            offsets, sizes, begins = offsets[known], sizes[known], begins[known]
+        good: list[int] = []
         # Checksums are computed while the bytes are in the processor's cache.
-        for some in np.split(known, _begins_of_runs(sizes[known])):
+        for first, stop in pairwise([0, *_begins_of_runs(sizes), len(known)]):
+            some = slice(first, stop)
             try:
                 received = held.reads.read(held.data, offsets[some], sizes[some], target, begins[some])
             except OSError:
                 break
-            for number, nbytes in zip(some.tolist(), received.tolist(), strict=True):
-                size, begin = ranges[number][1], int(begins[number])
-                if nbytes == size and _checksum(target[begin : begin + size]) == checksums[number]:
-                    found[number] = True
+            for number, begin, nbytes in zip(known[some], begins[some].tolist(), received.tolist(), strict=True):
+                if nbytes == ranges[number][1] and _checksum(target[begin : begin + nbytes]) == checksums[number]:
+                    good.append(number)
                 else:
                     with self._lock:
                         held.ranges.remove(ranges[number])
-        self.hits += int(np.count_nonzero(found))
-        self.hit_bytes += int(sizes[found].sum())
+        found[good] = True
+        self.hits += len(good)
+        self.hit_bytes += sum(ranges[number][1] for number in good)
         return found
 
     def keep(self, version: bytes, offset: int, data: Bytes) -> None:
@@ -307,9 +322,14 @@ class RangeCache:
             logger.warning("the cache of ranges on the local disk: %s", what)
 
 
-def _begins_of_runs(sizes: Int64s) -> Int64s:
+def _pairs(offsets: Int64s, sizes: Int64s) -> list[tuple[int, int]]:
+    return list(zip(offsets.tolist(), sizes.tolist(), strict=True))
+
+
+def _begins_of_runs(sizes: Int64s) -> list[int]:
     """Where runs begin, but for the first one, each of which has about `_RUN_BYTES`."""
-    return np.flatnonzero(np.diff(np.cumsum(sizes) // _RUN_BYTES)) + 1
+    begins: list[int] = (np.flatnonzero(np.diff(np.cumsum(sizes) // _RUN_BYTES)) + 1).tolist()
+    return begins
 
 
 def _checksum(data: Any) -> int:

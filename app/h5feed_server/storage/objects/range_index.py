@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,25 +29,26 @@ class RangeIndex:
 
     def get(self, piece: Piece) -> int | None:
         """The checksum of a range; None if it is not known."""
-        recent = self._recent.get(piece)
-        if recent is not None or not len(self._offsets):
-            return recent
-        place = self._place(piece, int(np.searchsorted(self._offsets, piece[0])))
-        return None if place is None else int(self._checksums[place])
+        return self.checksums([piece])[0]
 
-    def known(self, pieces: Iterable[Piece]) -> set[Piece]:
-        """Those of some ranges that are known."""
-        found, others = set(), []
-        for piece in pieces:
-            if piece in self._recent:
-                found.add(piece)
-            else:
-                others.append(piece)
-        if others and len(self._offsets):
-            begins = np.searchsorted(self._offsets, np.array([offset for offset, _ in others], np.int64)).tolist()
-            found.update(
-                piece for piece, begin in zip(others, begins, strict=True) if self._place(piece, begin) is not None
-            )
+    def checksums(self, pieces: Sequence[Piece]) -> list[int | None]:
+        """The checksum of each of some ranges; None where it is not known."""
+        found = [self._recent.get(piece) for piece in pieces]
+        if None not in found or not len(self._offsets):
+            return found
+        others = [number for number, checksum in enumerate(found) if checksum is None]
+        # wanted: (k, 2)
+        wanted = np.array([pieces[number] for number in others], np.int64)
+        begins = np.searchsorted(self._offsets, wanted[:, 0])
+        # As a rule, no two begin at the same byte.
+        first = np.minimum(begins, len(self._offsets) - 1)
+        is_first = (self._offsets[first] == wanted[:, 0]) & (self._sizes[first] == wanted[:, 1])
+        known = zip(others, begins.tolist(), is_first.tolist(), self._checksums[first].tolist(), strict=True)
+        for number, begin, is_known, checksum in known:
+            if is_known:
+                found[number] = checksum
+            elif (place := self._place(pieces[number], begin)) is not None:
+                found[number] = int(self._checksums[place])
         return found
 
     def add(self, piece: Piece, checksum: int) -> None:

@@ -21,21 +21,18 @@ from h5feed.stored.scratch import Bytes
 from ...sharing.metrics import BOUNDS
 from ...store_address import StoreAddress
 from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, missing, of_status, unavailable
-from .claims import Claims
 from .content_note import ContentNote
 from .fetching_ahead import FetchingAhead
 from .link import Link
 from .parts import Piece
 from .range_cache import RangeCache
+from .request_rate import RequestRate
 from .slots import Slots
 
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between attempts: twice as long each time, and at random between half of that and all of it."""
-
-_BURST_SECONDS = 1.0
-"""If requests are limited, so many seconds' worth of them may be sent at once."""
 
 _LATE_SECONDS = 5.0
 """Added to the deadline of a fetch before its thread counts as hung."""
@@ -86,15 +83,14 @@ class ObjectStore:
     timeout : float
         Seconds that one range may take, all attempts together.
     cache : RangeCache, optional
-        What was fetched before.
-    ahead_bytes : int
-        Bound on what is fetched ahead.
-    claims : Claims, optional
-        See `FetchingAhead`.
-    is_alone : bool
-        See `FetchingAhead`.
-    request_rate : float
-        Requests per second at most; 0: any number.
+        What was fetched before; other stores may share it.
+    ahead : FetchingAhead, optional
+        Fetches ahead of this store and of others; by default, nothing is. Its cache is `cache`.
+    rate : RequestRate, optional
+        Limits the requests to this store and to others; by default, nothing does.
+    most_slow : int, optional
+        Threads that may wait for ranges of this store for long, whatever their objects. By default, only those of one
+        object are limited.
 
     Raises
     ------
@@ -108,15 +104,15 @@ class ObjectStore:
         timeout: float,
         cache: RangeCache | None = None,
         *,
-        ahead_bytes: int = 0,
-        claims: Claims | None = None,
-        is_alone: bool = True,
-        request_rate: float = 0.0,
+        ahead: FetchingAhead | None = None,
+        rate: RequestRate | None = None,
+        most_slow: int | None = None,
     ) -> None:
         self.cache = cache
-        self._interval = 1 / request_rate if request_rate else 0.0
-        self._next_request = 0.0
-        self.ahead = FetchingAhead(self, ahead_bytes, claims, is_alone)
+        self.ahead = ahead or FetchingAhead(cache, 0, None, True)
+        self._rate = rate or RequestRate(0)
+        self._most_slow = most_slow
+        self._is_closed = False
         self._url = address.url
         self._timeout = timeout
         self.place = address.place
@@ -136,8 +132,8 @@ class ObjectStore:
         self.traffic = Traffic()
 
     def close(self) -> None:
-        """Give up all fetches: those who wait for them get SourceUnavailable."""
-        self.ahead.close()
+        """Give up all fetches: those who wait for them, and who ask for more, get SourceUnavailable."""
+        self._is_closed = True
         if not self._thread.is_alive():
             return
 
@@ -169,10 +165,10 @@ class ObjectStore:
         futures: list[Future[Bytes]] = [Future() for _ in ranges]
         if not ranges:
             return futures
-        if self._slow.get(one.key, 0) >= MOST_SLOW:
+        if self._is_closed or self._is_slow(one):
             # Nobody would wait for them, and many such requests would fill the memory.
             for future in futures:
-                future.set_exception(_busy())
+                future.set_exception(_ended() if self._is_closed else _busy())
             return futures
 
         def start() -> None:
@@ -190,7 +186,7 @@ class ObjectStore:
         """The result of what `begin` has started. Raises SourceUnavailable, too, if enough threads wait already."""
         if future.done():
             return future.result()
-        if self._slow.get(one.key, 0) >= MOST_SLOW:
+        if self._is_slow(one):
             raise _busy()
         try:
             return future.result(min(_SLOW_SECONDS, self._timeout))
@@ -207,16 +203,29 @@ class ObjectStore:
         """
         if (claims := self.ahead.claims) is None:
             return
-        if self._slow.get(one.key, 0) >= MOST_SLOW:
+        if self._is_slow(one):
             raise _busy()
         if not claims.wait(digest, piece, min(_SLOW_SECONDS, self._timeout)):
             with self._waiting_slowly(one):
                 claims.wait(digest, piece, max(0.0, self._timeout - _SLOW_SECONDS))
 
+    def _is_slow(self, one: StoredObject) -> bool:
+        """Whether so many threads wait for an object, or for the store, that no other is to."""
+        if not self._slow:
+            return False
+        if self._slow.get(one.key, 0) >= MOST_SLOW:
+            return True
+        return self._most_slow is not None and sum(list(self._slow.values())) >= self._most_slow
+
+    @property
+    def window_bytes(self) -> int:
+        """How much to fetch ahead of an order: twice what the store sends within the time that it takes to answer."""
+        return min(self.ahead.max_bytes, self.link.window_bytes)
+
     @contextlib.contextmanager
     def _waiting_slowly(self, one: StoredObject) -> Iterator[None]:
         with self._lock:
-            if self._slow.get(one.key, 0) >= MOST_SLOW:
+            if self._is_slow(one):
                 raise _busy()
             self._slow[one.key] = self._slow.get(one.key, 0) + 1
         try:
@@ -348,15 +357,11 @@ class ObjectStore:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _turn(self, until: float) -> None:
-        """Wait until another request may be sent. Time in which none was sent allows a burst."""
-        if not self._interval:
-            return
-        now = self._loop.time()
-        turn = max(self._next_request, now - _BURST_SECONDS)
-        if turn >= until:
+        """Wait until another request may be sent."""
+        wait = self._rate.wait(self._loop.time(), until)
+        if wait is None:
             raise unavailable("H5FEED_STORE_REQUEST_RATE allows no more requests in time")
-        self._next_request = turn + self._interval
-        await asyncio.sleep(max(0.0, turn - now))
+        await asyncio.sleep(wait)
 
     async def _attempt(self, work: Callable[[], Coroutine[Any, Any, T]], one: StoredObject | None, seconds: float) -> T:
         """Ask the store once, and count it. Raises FeedErrors only."""
@@ -414,6 +419,10 @@ def _busy() -> SourceUnavailable:
     return unavailable("other requests wait for the same object")
 
 
+def _ended() -> SourceUnavailable:
+    return unavailable("the server stops, or has ceased to serve it")
+
+
 def _result(future: Future[T], seconds: float) -> T:
     try:
         return future.result(seconds + _LATE_SECONDS)
@@ -421,13 +430,13 @@ def _result(future: Future[T], seconds: float) -> T:
         future.cancel()
         raise unavailable("it does not answer") from None
     except CancelledError:
-        raise unavailable("the server is stopping") from None
+        raise _ended() from None
 
 
 def _forward(task: asyncio.Task[T], future: Future[T]) -> None:
     def done(ended: asyncio.Task[T]) -> None:
         if ended.cancelled():
-            future.set_exception(unavailable("the server is stopping"))
+            future.set_exception(_ended())
         elif (error := ended.exception()) is not None:
             future.set_exception(error)
         else:
