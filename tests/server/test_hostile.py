@@ -27,6 +27,7 @@ from h5feed.stored.layout import ArrayLayout, ChunkTable, FileLayout, dump_layou
 from h5feed_server.serve.supervisor import STOP_SECONDS
 
 from tests.support.server_process import ServerProcess
+from tests.support.slow_file import write_slow
 from tests.support.waiting import PatientTransport, wait_until
 
 GOOD = np.arange(600, dtype=np.int32).reshape(100, 6)
@@ -352,16 +353,6 @@ def _names_in_file(path: Path) -> None:
         file.attrs["nan"] = np.nan
 
 
-def _slow(path: Path) -> None:
-    """Millions of chunks without an index: listing them takes many times longer than inspection may."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_chunk((1,))
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(path, "w", libver="latest") as file:
-        h5py.h5d.create(file.id, b"x", h5py.h5t.STD_U8LE, h5py.h5s.create_simple((16_000_000,)), properties)
-
-
 def _replace(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert content.count(old) >= 1, f"{path.name} is not laid out as expected"
@@ -390,9 +381,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         _forged_lengths,
         _forged_heap,
         _names_in_file,
-        _slow,
+        write_slow,
     ):
-        write(folder / f"{write.__name__.strip('_')}.h5")
+        write(folder / f"{write.__name__.strip('_').removeprefix('write_')}.h5")
     for number in range(8):
         _region_references(folder / f"region_references_{'abcdefgh'[number]}.h5")
     (folder / "empty.h5").touch()
@@ -684,7 +675,7 @@ def slow(tmp_path: Path) -> Iterator[Watched]:
     folder = tmp_path / "data"
     folder.mkdir()
     write_good(folder / "a_good.h5")
-    _slow(folder / "slow.h5")
+    write_slow(folder / "slow.h5")
     watched = Watched(folder, tmp_path / "cache", good="a_good", H5FEED_INSPECT_TIMEOUT="30")
     yield watched
     watched.close()

@@ -15,7 +15,7 @@ from h5feed.stored.local_file import FileSource, Identity, OpenFiles, changed, i
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.hdf5.inspector import Inspector
+from ..storage.hdf5.inspector import MOST_TOGETHER, Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
 from .array_probe import TRANSIENT_ERRORS
 from .assembling import Assembler, Refused
@@ -27,9 +27,10 @@ from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Lanes
-from .known_files import KnownFiles
+from .known_files import MANY, KnownFiles
 from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
 from .object_folder import ObjectFolders
+from .together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,16 @@ class Indexer:
             # A file that is being written has queued a job for each of its states. Skip those that are out of date.
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded, failed = self._loaded(family, paths, identities, dependencies)
-            datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
+            together = len(paths) >= MANY and not self._loader.is_remote(paths[0])
+            while True:
+                loaded, failed = self._loaded(family, paths, identities, dependencies, together=together)
+                datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
+                found = {one.files for one in datasets} | {one.files for one in refused.values()}
+                if not together or found == {family.files}:
+                    break
+                # They are several datasets, after all: none may affect what is served of another.
+                together = False
+                refused.clear()
             for dataset in datasets:
                 self.digests.begin(dataset.names.contents)
             path_of = dict(zip(files, paths, strict=True))
@@ -193,9 +202,20 @@ class Indexer:
                 self._inspector.rest()
 
     def _loaded(
-        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], dependencies: Dependencies
+        self,
+        family: Family,
+        paths: tuple[str, ...],
+        identities: tuple[Identity, ...],
+        dependencies: Dependencies,
+        *,
+        together: bool,
     ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
         """Load the files of a family.
+
+        Parameters
+        ----------
+        together : bool
+            Whether they may be inspected together, as files of one dataset.
 
         Returns
         -------
@@ -206,10 +226,12 @@ class Indexer:
 
         at_once = AtOnce(self._at_once)
 
-        def load(path: str, identity: Identity, known: KnownFiles | None = None) -> LoadedFile:
+        def load(
+            path: str, identity: Identity, known: KnownFiles | None = None, group: Together | None = None
+        ) -> LoadedFile:
             if self._closed.is_set():
                 raise Overloaded("the server is stopping").because_of("stopping")
-            return self._loader.load(path, identity, dependencies, at_once, known)
+            return self._loader.load(path, identity, dependencies, at_once, known, group)
 
         if len(paths) == 1:
             return {family.files[0]: load(paths[0], identities[0])}, {}
@@ -218,19 +240,24 @@ class Indexer:
         stopped = threading.Event()
 
         def load_some(places: range, known: KnownFiles | None) -> None:
+            group = None
+            if known is not None and together:
+                group = Together(self._inspector, known.loaded, ((paths[at], identities[at]) for at in places))
             for place in places:
                 if stopped.is_set():
                     return
                 try:
-                    loaded[family.files[place]] = load(paths[place], identities[place], known)
+                    loaded[family.files[place]] = load(paths[place], identities[place], known, group)
                 except Unreadable as error:
                     if family.kind not in ("numbers", "words"):
                         raise Unreadable(f"{shown(family.files[place])}: {error.detail}") from error.__cause__
                     failed[family.files[place]] = error
 
-        size = -(-len(paths) // max(_SLICES, _FILES_AT_ONCE))
+        # As few jobs as that, but enough that no processor is left without one at the end.
+        size = max(-(-len(paths) // _SLICES), min(MOST_TOGETHER, len(paths) // (2 * _FILES_AT_ONCE)), 1)
         slices = [range(begin, min(begin + size, len(paths))) for begin in range(0, len(paths), size)]
-        with self._loader.known_files(family.name, paths, identities) as known:
+        name = family.name if together else f"{family.name} apart"
+        with self._loader.known_files(name, paths, identities) as known:
             threads = ThreadPoolExecutor(_FILES_AT_ONCE, "h5feed-inspect-part")
             try:
                 for part in [threads.submit(load_some, places, known) for places in slices]:

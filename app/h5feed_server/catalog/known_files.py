@@ -55,11 +55,17 @@ class KnownFiles:
         return None if number is None else self._layouts[number]
 
     def loaded(self, layout: bytes) -> FileLayout:
-        """A layout that is known. Equal ones are the same object."""
+        """Load a layout. Equal ones are the same object.
+
+        Raises
+        ------
+        ValueError
+            See `load_layout`.
+        """
         with self._lock:
-            number = self._numbers[layout]
-            if (found := self._loaded.get(number)) is None:
-                found = self._loaded[number] = load_layout(layout)
+            if (found := self._loaded.get(self._numbers.get(layout, -1))) is None:
+                found = load_layout(layout)
+                self._loaded[self._number(layout)] = found
             return found
 
     def learn(self, identity: Identity, digest: bytes | None, layout: bytes, *, keep: bool) -> None:
@@ -76,19 +82,22 @@ class KnownFiles:
             Whether this is saved: the file could not have changed since with the same identity.
         """
         with self._lock:
-            number = self._numbers.setdefault(layout, len(self._layouts))
-            if number == len(self._layouts):
-                self._layouts.append(layout)
-            known = (digest or b"", number)
+            known = (digest or b"", self._number(layout))
             if not keep or self._files.get(identity) == known:
                 return
             self._files[identity] = known
             if digest is not None:
-                self._by_digest[digest] = number
+                self._by_digest[digest] = known[1]
             self._unsaved += 1
             if self._unsaved < max(SAVED_AFTER, len(self._files) // 2):
                 return
         self.save()
+
+    def _number(self, layout: bytes) -> int:
+        number = self._numbers.setdefault(layout, len(self._layouts))
+        if number == len(self._layouts):
+            self._layouts.append(layout)
+        return number
 
     def save(self, only: Iterable[Identity] | None = None) -> None:
         """Save what was learned since it was saved last; `only` what is known of these files."""

@@ -35,6 +35,7 @@ from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
 from .known_files import MANY, KnownFiles
 from .object_folder import ObjectFolders, why_not_remote
+from .together import Together
 
 MAX_LINKED = 10_000
 """Maximum number of arrays that are added to a file through its links."""
@@ -172,6 +173,7 @@ class FileLoader:
         dependencies: Dependencies,
         at_once: AtOnce,
         known: KnownFiles | None = None,
+        together: Together | None = None,
     ) -> LoadedFile:
         """Load a file and the files that it refers to.
 
@@ -187,13 +189,15 @@ class FileLoader:
         known : KnownFiles, optional
             Holds the layout and digest of the file, instead of files of its own in the cache folder. Not those of files
             that it refers to.
+        together : Together, optional
+            Inspects the file, but not those that it refers to. Only with `known`.
 
         Raises
         ------
         Unreadable, RevisionChanged, SourceUnavailable, Overloaded, OSError
         """
         try:
-            return _Loading(self, dependencies, at_once, known).load(path, identity, ())
+            return _Loading(self, dependencies, at_once, known, together).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
                 f"inspecting the files that it refers to took more than {PATIENCE * self.probe_seconds:g} s "
@@ -254,6 +258,7 @@ class FileLoader:
         members: Sequence[str],
         at_once: AtOnce,
         known: KnownFiles | None = None,
+        together: Together | None = None,
     ) -> tuple[FileLayout, Content]:
         """Return the layout of a file, from the cache folder if possible: it is inspected once for all processes.
 
@@ -263,7 +268,7 @@ class FileLoader:
         identity : Identity
         members : sequence of str
             Paths of the other parts of a split file or file family.
-        at_once, known
+        at_once, known, together
             See `load`.
 
         Returns
@@ -285,7 +290,7 @@ class FileLoader:
         def inspect() -> bytes:
             if objects is not None:
                 return objects.inspect(self._inspector, path, identity)
-            content = self._inspector.inspect(path)
+            content = self._inspector.inspect(path) if together is None else together.inspect(path)
             # Do not cache the layout of a new file under the key of the previous one.
             if _identity(path) != identity:
                 raise RevisionChanged("the file changed while it was inspected")
@@ -437,12 +442,18 @@ class _Loading:
     """Loads files that refer to one another, each once."""
 
     def __init__(
-        self, loader: FileLoader, dependencies: Dependencies, at_once: AtOnce, known: KnownFiles | None
+        self,
+        loader: FileLoader,
+        dependencies: Dependencies,
+        at_once: AtOnce,
+        known: KnownFiles | None,
+        together: Together | None,
     ) -> None:
         self._loader = loader
         self._dependencies = dependencies
         self._at_once = at_once
         self._known = known
+        self._together = together
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
@@ -465,8 +476,8 @@ class _Loading:
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Find the other parts first: a file cannot be inspected if one of them is missing.
         members = self._loader.members(path, self._dependencies)
-        known = None if above or members else self._known
-        layout, content = self._loader.layout(path, identity, members, self._at_once, known)
+        known, together = (None, None) if above or members else (self._known, self._together)
+        layout, content = self._loader.layout(path, identity, members, self._at_once, known, together)
         source = self._source(path, identity, content)
         contents: _Contents = {path: (self._contents[path],)}
         segments = {}

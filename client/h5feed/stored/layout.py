@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -254,11 +254,14 @@ def check_array(array: ArrayLayout) -> None:
         The message can be used as `ArrayLayout.unreadable`.
     """
     dtype = np.dtype(array.dtype)
-    _demand(_travels(dtype), f"its type {dtype} is not supported")
+    # Where a message has to be formatted, do so only if it is needed: thousands of layouts may be checked.
+    if not _travels(dtype):
+        raise ValueError(f"its type {dtype} is not supported")
     _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape is invalid")
     # Count an axis of length 0 as 1: it must not hide other axes whose product overflows.
     nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
-    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} is larger than an array can be")
+    if nbytes >= _MAX_BYTES:
+        raise ValueError(f"its shape {list(array.shape)} is larger than an array can be")
     _demand(_is_count(array.stored_bytes), "its stored size is invalid")
     if array.scalar is not None:
         _demand(array.unreadable is not None and array.shape == (), "it is a scalar with rows")
@@ -305,13 +308,17 @@ def check_array(array: ArrayLayout) -> None:
 
 
 def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple[int, ...], element: int) -> None:
-    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} is invalid")
-    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, but it has {len(shape)}")
+    if not _are_counts(chunk_shape) or min(chunk_shape) <= 0:
+        raise ValueError(f"its chunk shape {list(chunk_shape)} is invalid")
+    if len(chunk_shape) != len(shape):
+        raise ValueError(f"its chunks have {len(chunk_shape)} axes, but it has {len(shape)}")
     nbytes = math.prod(chunk_shape) * element
-    _demand(nbytes < MAX_CHUNK_BYTES, f"its chunks of {nbytes} bytes are larger than any that are decoded")
+    if nbytes >= MAX_CHUNK_BYTES:
+        raise ValueError(f"its chunks of {nbytes} bytes are larger than any that are decoded")
     grid = [-(-extent // width) for extent, width in zip(shape, chunk_shape, strict=True)]
     cells = math.prod(grid[1:])
-    _demand(cells <= MAX_CELLS, f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
+    if cells > MAX_CELLS:
+        raise ValueError(f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
     columns = (chunks.numbers, chunks.offsets, chunks.sizes, chunks.masks)
     _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is incomplete")
     if not len(chunks.numbers):
@@ -322,6 +329,7 @@ def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple
     _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks are at invalid positions")
 
 
+@lru_cache(maxsize=256)
 def _travels(dtype: np.dtype[Any]) -> bool:
     if dtype.kind == "S":
         return dtype.itemsize > 0
@@ -340,7 +348,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_counts(values: tuple[Any, ...]) -> bool:
-    return all(_is_count(value) for value in values)
+    # Same as `_is_count` for each, which would be called too often.
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def dump_layout(layout: FileLayout) -> bytes:

@@ -3,11 +3,12 @@
 Runs only as a child process: a crafted file can crash libhdf5, hang it or exhaust its memory, and must not affect the
 server.
 
-Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads. Each response on
-standard output is a frame of an 8-byte little-endian length, a kind byte (``L`` layout, ``E`` error text) and the
-content. `inspector` is the other end.
+Protocol: each line on standard input is JSON: a path, the size of a file that `piped_file` reads, or an object with
+the paths of several files. Each response on standard output is a frame of an 8-byte little-endian length, a kind byte
+(``L`` layout, ``E`` error text, ``T`` the layouts of several files, as frames) and the content. `inspector` is the
+other end.
 
-Each file is inspected in its own fork, see `answer_in_fork`.
+Each request is handled in its own fork, see `answer_in_fork`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import encodings.ascii
 import encodings.latin_1
 import encodings.raw_unicode_escape
 import encodings.utf_8
+import errno
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +38,7 @@ from h5py import h5o
 
 from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
-from .child import answer_in_fork, confine
+from .child import LENGTH, answer_in_fork, confine
 from .drivers import members_of
 from .guard import Guard, held
 from .h5py_reader import open_file
@@ -56,6 +59,12 @@ _TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
 
 _USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
 """Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
+
+TOGETHER_SECONDS = 1.0
+"""When the inspection of several files has taken so long, those that are left are not begun."""
+
+_TOGETHER_BYTES = 32 << 20
+"""The same for the size of their layouts."""
 
 _LEVELS = 8
 """Levels of an index that are read ahead: all of them, because inspection needs the whole index."""
@@ -92,7 +101,13 @@ def inspect_piped(piped: PipedFile, plugins: Plugins, seconds: float) -> FileLay
 
 def _seal() -> None:
     """Prevent this process from opening further files: links, external storage and virtual arrays may name any file."""
-    free = os.dup(0)
+    try:
+        free = os.dup(0)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # This was done for the file before, and the open one has taken its place.
+        return
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
 
@@ -257,12 +272,15 @@ def main(memory_bytes: int, timeout: float) -> None:
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
         file = json.loads(line)
+        paths = file["together"] if isinstance(file, dict) else None
         if isinstance(file, list):
             file = ExactFile(Pipe(answers, 0), 0, file[0], OBJECT)
         elif isinstance(file, int):
             file = PipedFile(Pipe(answers, 0, _LEVELS), 0, file, OBJECT)
         if not answer_in_fork(
-            lambda file=file: (_answer(file, plugins, timeout),),  # type: ignore[misc]
+            lambda file=file, paths=paths: (  # type: ignore[misc]
+                (_answer(file, plugins, timeout),) if paths is None else _answer_together(paths, plugins, timeout)
+            ),
             lambda number: b"E" + _cause_of_death(number, timeout).encode(),
             timeout,
             answers,
@@ -283,6 +301,22 @@ def _answer(file: str | PipedFile, plugins: Plugins, seconds: float) -> bytes:
         if reason == "file signature not found":
             return b"Eit is not an HDF5 file, or an empty one"
         return b"E" + f"it cannot be opened: {reason}".encode()
+
+
+def _answer_together(paths: Sequence[str], plugins: Plugins, seconds: float) -> Sequence[bytes]:
+    """The layouts of the first files, as many as there is time for; or the error of the first that has one."""
+    until = time.monotonic() + TOGETHER_SECONDS
+    parts = [b"T"]
+    for path in paths:
+        # Each file has all the time that it would have by itself.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        answer = _answer(path, plugins, seconds)
+        if answer[:1] != b"L":
+            return (answer,)
+        parts += (LENGTH.pack(len(answer)), answer)
+        if time.monotonic() > until or sum(map(len, parts)) > _TOGETHER_BYTES:
+            break
+    return parts
 
 
 def _cause_of_death(number: int, timeout: float) -> str:

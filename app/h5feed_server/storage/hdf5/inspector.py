@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Self
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
-from h5feed.stored.layout import load_layout
+from h5feed.stored.layout import FileLayout, load_layout
 from h5feed.stored.local_file import FileSource, is_away, refused
 
 from ..signatures import why_no_hdf5
 from . import piping
-from .child import Child, IdleChildren
+from .child import LENGTH, Child, IdleChildren
 from .drivers import members_of
 from .same_metadata import Recorder, SameMetadata
 from .text import says_away
@@ -26,12 +29,16 @@ MEMORY_BYTES = 2 << 30
 MAX_ANSWER_BYTES = 512 << 20
 """Bound on a layout: 32 bytes for each chunk, and the text, which takes up to six bytes a character, twice."""
 
-GRACE_SECONDS = 10.0
-"""Added to the timeout, which the child enforces itself, before the child counts as hung."""
+MOST_TOGETHER = 32
+"""Files that are inspected together at most: by then, starting a process for them is a small part of the work."""
 
-_Request = str | int | list[int]
-"""A path, the size of a file that the child asks for in blocks, or a list of the size of a file that it asks for
-exactly what libhdf5 reads of."""
+GRACE_SECONDS = 10.0
+"""Added to the timeout, which the child enforces itself, before the child counts as hung. Before the last of several
+files, it has been at work for `inspect.TOGETHER_SECONDS` at most."""
+
+_Request = str | int | list[int] | dict[str, list[str]]
+"""A path, the size of a file that the child asks for in blocks, a list of the size of a file that it asks for exactly
+what libhdf5 reads of, or the paths of files to inspect together."""
 
 
 class Inspector:
@@ -48,7 +55,7 @@ class Inspector:
         self._children = IdleChildren()
         self._same = SameMetadata()
 
-    def __enter__(self) -> Inspector:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -74,28 +81,61 @@ class Inspector:
             The disk or file server is not available at the moment.
         """
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise Unreadable("it is not a regular file")
-            # Open it here first: the child cannot tell an error of the system from a fault of the file.
-            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-                if (problem := why_no_hdf5(file.fileno())) is not None:
-                    raise Unreadable(problem)
+            with _opened(path) as fd:
                 # The other parts of a file are not among what is compared.
                 if members_of(path)[0] is not None:
                     return self._layout(path)
-                return self._layout_of_one(path, file.fileno())
+                size = os.fstat(fd).st_size
+                layout = self._same.find(fd, size)
+                if layout is None:
+                    layout = self._layout(path)
+                    self._same.learn(fd, size, layout, partial(self._recorded, size))
+                return layout
         except OSError as error:
             if is_away(error) or isinstance(refused(error), Overloaded):
                 raise refused(error) from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
 
-    def _layout_of_one(self, path: str, fd: int) -> bytes:
-        size = os.fstat(fd).st_size
-        layout = self._same.find(fd, size)
-        if layout is None:
-            layout = self._layout(path)
-            self._same.learn(fd, size, layout, partial(self._recorded, size))
-        return layout
+    def inspect_together(
+        self, paths: Sequence[str], load: Callable[[bytes], FileLayout] = load_layout
+    ) -> dict[str, bytes] | None:
+        """Inspect files of one dataset in one process, which takes a fraction of the time of `inspect` for each.
+
+        A crafted file may corrupt the results for the others. So these must not be used for other datasets.
+
+        Parameters
+        ----------
+        paths : sequence of str
+            At most `MOST_TOGETHER`.
+        load : callable
+            Same as `load_layout`, for a caller that needs the loaded layouts.
+
+        Returns
+        -------
+        dict of str to bytes, or None
+            The layout of the first file at least, and of as many others as there was time for. None if there was a
+            problem with any file: `inspect` each by itself to learn which.
+        """
+        try:
+            with contextlib.ExitStack() as files:
+                opened = {path: files.enter_context(_opened(path)) for path in paths}
+                if any(members_of(path)[0] is not None for path in paths):
+                    return None
+                sizes = {path: os.fstat(fd).st_size for path, fd in opened.items()}
+                layouts: dict[str, bytes] = {}
+                for path, fd in opened.items():
+                    if (layout := self._same.find(fd, sizes[path])) is not None:
+                        layouts[path] = layout
+                inspected = self._layouts([path for path in paths if path not in layouts], load)
+                for path, layout in inspected.items():
+                    same = self._same.find(opened[path], sizes[path])
+                    if same is None:
+                        self._same.learn(opened[path], sizes[path], layout, partial(self._recorded, sizes[path]))
+                    elif same != layout:
+                        return None
+                return layouts | inspected
+        except (FeedError, OSError, EOFError, struct.error):
+            return None
 
     def _recorded(self, size: int, recorder: Recorder) -> bytes | None:
         """The layout of a file of which all that is read is recorded; None if it cannot be inspected like that."""
@@ -121,17 +161,31 @@ class Inspector:
             raise Unreadable(f"inspecting it took more than {self._timeout:g} s (H5FEED_INSPECT_TIMEOUT)") from None
         except (OSError, EOFError):
             raise Unreadable("inspecting it crashed the inspector") from None
-        kind, content = bytes(answer[:1]), bytes(answer[1:])
-        if kind == b"E":
-            reason = content.decode("utf-8", "replace")
-            raise SourceUnavailable(reason, retry_after=1) if says_away(reason) else Unreadable(reason)
-        try:
-            layout = load_layout(content)
-        except ValueError:
-            raise Unreadable("the inspector sent an invalid response") from None
-        if not layout.arrays and not layout.links:
-            raise Unreadable("; ".join(("it holds no arrays", *layout.notes[:5])))
-        return content
+        return _checked(answer)
+
+    def _layouts(self, paths: Sequence[str], load: Callable[[bytes], FileLayout]) -> dict[str, bytes]:
+        """The layouts of the first of these files, inspected together.
+
+        Raises
+        ------
+        FeedError, OSError, EOFError, struct.error
+            There was a problem with one of them, or the response is not valid.
+        """
+        if not paths:
+            return {}
+        answer = self._ask({"together": [*paths]}, (), None)
+        if bytes(answer[:1]) != b"T":
+            raise Unreadable("one of the files cannot be inspected")
+        layouts: dict[str, bytes] = {}
+        rest = answer[1:]
+        for path in paths:
+            if rest:
+                (nbytes,) = LENGTH.unpack(rest[: LENGTH.size])
+                layouts[path] = _checked(rest[LENGTH.size : LENGTH.size + nbytes], load)
+                rest = rest[LENGTH.size + nbytes :]
+        if rest:
+            raise EOFError
+        return layouts
 
     def _start(self) -> Child:
         try:
@@ -160,10 +214,47 @@ class Inspector:
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue
-            if not isinstance(file, str) and bytes(answer[:1]) != b"L":
+            if isinstance(file, (int, list)) and bytes(answer[:1]) != b"L":
                 # A reply that it did not wait for may still be in the pipe.
                 child.end()
             else:
                 self._children.put_back(child, rests)
             return answer
         raise EOFError
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a file that may be HDF5. Do so here first: a child cannot tell an error of the system from a fault of it.
+
+    Raises
+    ------
+    Unreadable, OSError
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Unreadable("it is not a regular file")
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if (problem := why_no_hdf5(file.fileno())) is not None:
+            raise Unreadable(problem)
+        yield file.fileno()
+
+
+def _checked(answer: memoryview, load: Callable[[bytes], FileLayout] = load_layout) -> bytes:
+    """The layout in a child's response about one file.
+
+    Raises
+    ------
+    Unreadable, SourceUnavailable
+        There is none, or it is not consistent.
+    """
+    kind, content = bytes(answer[:1]), bytes(answer[1:])
+    if kind == b"E":
+        reason = content.decode("utf-8", "replace")
+        raise SourceUnavailable(reason, retry_after=1) if says_away(reason) else Unreadable(reason)
+    try:
+        layout = load(content)
+    except ValueError:
+        raise Unreadable("the inspector sent an invalid response") from None
+    if not layout.arrays and not layout.links:
+        raise Unreadable("; ".join(("it holds no arrays", *layout.notes[:5])))
+    return content

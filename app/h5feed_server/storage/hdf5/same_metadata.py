@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _MOST_OF_A_SIZE = 4
 """Records of files of the same size. If these do not fit, the files differ in their metadata, and no more are made."""
+
+_MOST_LAYOUTS = 16
+"""Layouts of files of the same size that are remembered, by their hash."""
 
 _MOST_SIZES = 256
 """Sizes of files that are remembered; those used last."""
@@ -95,6 +98,8 @@ class _OfSize:
     records: list[_Record] = field(default_factory=list)
     tried: int = 0
     """Inspections that were to be recorded."""
+    layouts: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_LAYOUTS))
+    """Hashes of the layouts that were found last."""
 
 
 class SameMetadata:
@@ -112,7 +117,7 @@ class SameMetadata:
         return next((record.layout for record in records if record.fits(fd)), None)
 
     def learn(self, fd: int, size: int, layout: bytes, inspect: Callable[[Recorder], bytes | None]) -> None:
-        """Record a file that was inspected, if others of its size were before.
+        """Record a file that was inspected, if another one of its size had the same layout.
 
         Parameters
         ----------
@@ -124,14 +129,15 @@ class SameMetadata:
             Inspects the file again, with what a recorder hands over. Returns the layout, or None if that is impossible.
         """
         with self._lock:
-            known = self._by_size.get(size)
-            if known is None:
-                # Most files are the only one of their size.
-                self._by_size[size] = _OfSize()
-                while len(self._by_size) > _MOST_SIZES:
-                    self._by_size.popitem(last=False)
-                return
+            known = self._by_size.setdefault(size, _OfSize())
             self._by_size.move_to_end(size)
+            while len(self._by_size) > _MOST_SIZES:
+                self._by_size.popitem(last=False)
+            # Most files are the only one of their size. Others differ in their metadata if they do in their layouts.
+            found = hash(layout)
+            if found not in known.layouts:
+                known.layouts.append(found)
+                return
             if known.tried >= _MOST_OF_A_SIZE:
                 return
             known.tried += 1
