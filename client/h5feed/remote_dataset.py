@@ -7,17 +7,16 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Real
-from typing import Any, NoReturn, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .answers import DatasetInfo, NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
-from .blocks import Block, Fetch, blocks_of, blocks_of_passes
+from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
@@ -27,14 +26,14 @@ from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
-from .fetching.readahead import ReadAhead
+from .fetching.readahead import ReadAhead, read_ahead
 from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
-from .net.concurrency import Pace
+from .net.concurrency import Link
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -44,18 +43,13 @@ from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
 from .revisions import is_provisional
+from .samples import Samples
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
-
-DEFAULT_CONNECTIONS: int | None = None
-"""Maximum number of concurrent requests; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
-
-DEFAULT_READAHEAD = 64 << 20
-"""Maximum number of bytes fetched ahead of the training loop."""
 
 CODECS = ("zstd",)
 """Values of ``compress``."""
@@ -72,7 +66,7 @@ _BODY_HEAD_BYTES = 1 << 20
 D = TypeVar("D", bound="RemoteDataset")
 
 
-class RemoteDataset:
+class RemoteDataset(Samples):
     """The part of `h5feed.Dataset` that the training loops use; see there for its attributes."""
 
     def __init__(self, client: Client, info: dict[str, Any]) -> None:
@@ -121,10 +115,6 @@ class RemoteDataset:
     def __len__(self) -> int:
         """Number of rows."""
         return self.rows
-
-    def __bool__(self) -> bool:
-        # A dataset without rows is still true.
-        return True
 
     @property
     def url(self) -> str:
@@ -235,15 +225,6 @@ class RemoteDataset:
             return {name: array[0] for name, array in self.take([row % self.rows]).items()}
         return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
 
-    def __iter__(self) -> NoReturn:
-        # Python would request one row at a time.
-        raise TypeError("a Dataset is not iterable: loop over ds.batches() or ds.loader(), or index rows with ds[0:3]")
-
-    def fields_of_role(self, role: str) -> list[str]:
-        """Names of the readable fields of a role with rows of equal shape."""
-        found = [field for field in self.fields.values() if field.role == role and field.readable]
-        return [field.name for field in found if not field.ragged]
-
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         asked, decoding = self._decoding(options)
@@ -262,39 +243,6 @@ class RemoteDataset:
         if len(batch.rows) > batch_size:
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
         return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
-
-    def batches(
-        self,
-        split: str = "all",
-        *,
-        batch_size: int = 32,
-        connections: int | None = DEFAULT_CONNECTIONS,
-        readahead: int = DEFAULT_READAHEAD,
-        cache: str | os.PathLike[str] | RowCache | None = None,
-        **options: Unpack[OrderOptions],
-    ) -> ReadAhead[Batch]:
-        """All batches of one epoch, in order, fetched ahead.
-
-        Parameters
-        ----------
-        connections : int, optional
-            Maximum number of concurrent requests. Default: as many as the link needs, measured while running.
-        readahead : int
-            Maximum number of bytes fetched ahead.
-        cache : path or RowCache, optional
-            A local folder that keeps fetched rows: see `cache`.
-
-        Returns
-        -------
-        iterator of Batch
-            With ``waited`` (seconds spent waiting for data) and ``close()``.
-        """
-        check_options(options, self.batches, OrderOptions.__annotations__)
-        plan = self.plan(split, batch_size=batch_size, **options)
-        epoch = options.get("epoch", 0)
-        return self.read_ahead(
-            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
-        )
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
         """Rows by id, in the given order. Duplicates are allowed."""
@@ -488,38 +436,26 @@ class RemoteDataset:
             asked=dict(options),
         )
 
-    def read_ahead(
-        self,
-        plan: Plan,
-        blocks: Iterator[Block],
-        connections: int | None,
-        readahead: int,
-        cache: str | os.PathLike[str] | RowCache | None = None,
-        waits: Callable[[], str | None] = lambda: None,
-        pool: BufferPool | None = None,
-    ) -> ReadAhead[Batch]:
-        """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given.
+    def fetch_of(
+        self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None = None, pool: BufferPool | None = None
+    ) -> tuple[Fetch[Batch], float]:
+        """The function that fetches blocks of a plan, and the maximum number of seconds that a block may take.
 
-        `waits` is that of `ReadAhead`. The memory of the batches is that of `pool`; default: that of the client.
+        Through a local cache, if one is given. The memory of the batches is that of `pool`; default: that of the
+        client.
         """
-        if connections is not None and not (isinstance(connections, Real) and connections >= 1):
-            raise BadParameter(f"connections={connections!r} must be 1 or more")
-        if not (isinstance(readahead, Real) and readahead >= 1):
-            raise BadParameter(f"readahead={readahead!r} must be a number of bytes, 1 or more")
         # Row ids, and rows of each server.
         placed = 0 if self._client.placement is None else 1 + len(self._client.replicas)
-        return ReadAhead(
-            self._fetch(plan, cache, pool),
-            blocks,
-            max_bytes=readahead,
-            pace=Pace(readahead, connections, self._client.link),
-            # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
-            # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
-            # Images that are not decoded here are requested twice.
-            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed) * self._client.deadline
-            + 10,
-            waits=waits,
-        )
+        # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a batch.
+        # With a cache, also requests for row ids, for missing rows and for fields that are not cached. Images that are
+        # not decoded here are requested twice.
+        requests = (1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed
+        return self._fetch(plan, cache, pool), requests * self._client.deadline
+
+    @property
+    def link(self) -> Link:
+        """What streams have learnt about the link to the servers."""
+        return self._client.link
 
     def read_passes(
         self,
@@ -534,13 +470,10 @@ class RemoteDataset:
         waits: Callable[[], str | None] = lambda: None,
         pool: BufferPool | None = None,
     ) -> ReadAhead[Batch]:
-        """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
-        if stop is None:
-            blocks = blocks_of_passes(plan, epoch, start)
-        else:
-            blocks = blocks_of(epoch, stop, plan.batch_bytes, plan.block_bytes, start)
-        ahead = DEFAULT_READAHEAD if readahead is None else readahead
-        return self.read_ahead(plan, blocks, connections, ahead, cache, waits, pool)
+        fetch, seconds = self.fetch_of(plan, cache, pool)
+        return read_ahead(
+            fetch, blocks_from(plan, epoch, start, stop), seconds, connections, readahead, self.link, waits
+        )
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.

@@ -36,6 +36,7 @@ from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions
 from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
+from .samples import Samples
 from .suggestions import check_options
 from .wire import OFFSETS, WEIGHT
 
@@ -152,7 +153,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
@@ -170,7 +171,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         batch_size: int = 32,

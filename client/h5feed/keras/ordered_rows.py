@@ -14,7 +14,7 @@ from ..errors import BadParameter
 from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
@@ -24,7 +24,7 @@ class OrderedRows:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     options : mapping
         Options of `Dataset.batches`.
@@ -36,7 +36,7 @@ class OrderedRows:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str,
         options: Mapping[str, Any],
         split_options: Mapping[str, Any],

@@ -14,7 +14,7 @@ from ..forks import tell_after_fork
 from ..net.trace import clock
 from ..options import RowOptions
 from ..plan import Plan
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from .loop import Loop
 from .loop_options import check_loop_options, divided, preparation_of
 from .meter import Meter
@@ -33,7 +33,7 @@ class Loader(Loop):
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     batch_size : int
     shuffle : bool
@@ -63,7 +63,7 @@ class Loader(Loop):
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         batch_size: int = 32,

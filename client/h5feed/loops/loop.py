@@ -12,6 +12,7 @@ from ..errors import BadParameter
 from ..lineage import Source, source_of_plan
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
@@ -23,7 +24,7 @@ class Loop(ABC):
     Subclasses define `plan`, `_dataset`, `_meter`, `_where` and `_go_to`.
     """
 
-    _dataset: RemoteDataset
+    _dataset: Samples
     _meter: Meter
 
     @property
@@ -91,7 +92,11 @@ class Loop(ABC):
         Raises
         ------
         Preparing, ReadTimeout
+        BadParameter
+            These are the samples of several datasets.
         """
+        if not isinstance(self._dataset, RemoteDataset):
+            raise BadParameter(f"there is a record of each dataset, not of {self._dataset.name!r}: use its sources")
         return source_of_plan(self._dataset, self.plan)
 
     def set_epoch(self, epoch: int) -> None:

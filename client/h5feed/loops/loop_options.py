@@ -11,7 +11,7 @@ from ..plan import conditions
 from ..prepare import Preparation
 from ..prepare.labels import class_condition
 from ..prepare.preparation import label_of
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from ..suggestions import check_options
 from .sharding import shard_of
 
@@ -25,7 +25,7 @@ def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) ->
     check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
 
 
-def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def divided(dataset: Samples, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
     if order.get("shard") is not None or order.get("shards") is not None:
@@ -38,7 +38,7 @@ def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[st
 
 
 def preparation_of(
-    dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
+    dataset: Samples, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
     shard = order.get("shard") or 0

@@ -17,7 +17,7 @@ from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
 from ..options import ClassMode, FieldNames, Statistic
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from ..suggestions import no_field
 from .labels import CLASS_MODES, Labels, no_label, unserved
 from .scale import scale_of
@@ -32,7 +32,7 @@ class Preparation:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
         The split that the batches come from. Server statistics are those of the training rows, except for ``"all"``.
     x, y : str, list, tuple or dict of str, optional
@@ -102,7 +102,7 @@ class Preparation:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         x: FieldNames | None = None,
@@ -212,7 +212,7 @@ class Preparation:
         return weight
 
 
-def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
+def label_of(dataset: Samples, preparing: Mapping[str, Any]) -> str:
     """The label field whose classes `classes` names, for these options of a `Preparation`.
 
     Raises
@@ -231,7 +231,7 @@ def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
 class _Fields:
     """The chosen fields of one role, and the structure in which a model gets them."""
 
-    def __init__(self, dataset: RemoteDataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
+    def __init__(self, dataset: Samples, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
         if chosen is None:
             known = dataset.fields_of_role(role) or _only_text(dataset, role)
             chosen = [name for name in known if name not in others]
@@ -257,7 +257,7 @@ def _names(chosen: FieldNames | None) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
-def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
+def _only_text(dataset: Samples, role: str) -> list[str]:
     """A text field as the label, if there is no numeric one. Text is never a default input."""
     texts = [
         f.name for f in dataset.fields.values() if f.role == role == "label" and f.readable and f.dtype == "string"
@@ -265,7 +265,7 @@ def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
     return texts[:1]
 
 
-def _check_known(dataset: RemoteDataset, names: list[str]) -> None:
+def _check_known(dataset: Samples, names: list[str]) -> None:
     for name in names:
         if name not in dataset.fields:
             raise no_field(name, dataset.fields, f"{dataset.name!r} has no field")
