@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .frames import Field
     from .lineage import Source
     from .loops.loader import Loader
+    from .mixture import Mixture, mix
     from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
@@ -59,10 +60,12 @@ _MODULES = {
     "Feed": "feed",
     "Field": "frames",
     "Loader": "loops.loader",
+    "Mixture": "mixture",
     "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
     "connect": "feed",
+    "mix": "mixture",
     "reopen": "reopening",
 }
 """Modules that are imported on first use. They need httpx, which is slow to import, and a server starts many processes
@@ -86,6 +89,7 @@ __all__ = [
     "JobWanted",
     "Loader",
     "MethodNotAllowed",
+    "Mixture",
     "NotAcceptable",
     "NotFound",
     "Overloaded",
@@ -109,6 +113,7 @@ __all__ = [
     "UnsupportedField",
     "__version__",
     "connect",
+    "mix",
     "reopen",
 ]
 

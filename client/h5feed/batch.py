@@ -22,14 +22,16 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     Attributes
     ----------
     rows : (batch,) int64
-        Row ids in the dataset.
+        Row ids in the dataset; of a mixture, in the dataset of their source.
     weight : (batch,) float32 or None
         With ``last="pad"``: 1 for a row, 0 for a padding row.
+    source : (batch,) int64 or None
+        Of a mixture: the number of the source that each row comes from, in the order of the sources.
     index, epoch : int
     revision : str
     """
 
-    __slots__ = ("_fields", "epoch", "index", "revision", "rows", "weight")
+    __slots__ = ("_fields", "epoch", "index", "revision", "rows", "source", "weight")
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         index: int,
         epoch: int,
         revision: str,
+        source: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._fields = fields
         self.rows = rows
@@ -47,6 +50,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         self.index = index
         self.epoch = epoch
         self.revision = revision
+        self.source = source
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         try:

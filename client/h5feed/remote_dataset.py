@@ -453,6 +453,11 @@ class RemoteDataset(Samples):
         return self._fetch(plan, cache, pool), requests * self._client.deadline
 
     @property
+    def pool(self) -> BufferPool:
+        """The memory of the batches."""
+        return self._client.pool
+
+    @property
     def link(self) -> Link:
         """What streams have learnt about the link to the servers."""
         return self._client.link

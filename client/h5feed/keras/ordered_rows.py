@@ -14,6 +14,7 @@ from ..errors import BadParameter
 from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
+from ..remote_dataset import RemoteDataset
 from ..samples import Samples
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
@@ -79,7 +80,7 @@ class OrderedRows:
         """Balanced weights over all shards: rows / (classes · rows of a class)."""
         if not self.labels.are_classes:
             raise BadParameter(f"{self.labels.name!r} does not hold classes: there is no class_weight")
-        if "limit" in self._options:
+        if "limit" in self._options or not isinstance(self._dataset, RemoteDataset):
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
