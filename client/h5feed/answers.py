@@ -58,8 +58,16 @@ class ImageInfo(TypedDict):
     decoder: str
 
 
+class SparseInfo(TypedDict):
+    """How sparse rows are sent."""
+
+    format: Literal["csr"]
+    index_dtype: str
+
+
 class FieldInfo(FieldSummary):
     ragged: bool
+    sparse: NotRequired[SparseInfo | None]
     class_names: list[str] | None
     chunks: list[Count] | None
     filters: list[str]

@@ -78,6 +78,8 @@ class Plan:
     """Rows of a batch to request at once; 0: all."""
     chunk_rows: int = 1
     """Rows that are stored and decoded together."""
+    dense: bool = False
+    """Whether sparse rows are handed out as dense arrays."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
     asked: Mapping[str, Any] = field(default_factory=dict)

@@ -86,10 +86,19 @@ class Decoded(_Answer):
     model_config = ConfigDict(extra="allow")
 
 
+class Sparse(_Answer):
+    """How sparse rows are sent: as `NAME.data`, `NAME.indices` and `NAME.indptr`, like scipy's `csr_matrix`."""
+
+    format: Literal["csr"]
+    index_dtype: str = Field(description="dtype of `NAME.indices`.")
+    stored_values: int = Field(description="Number of values that are stored, of all rows together.")
+
+
 class FieldDescription(FieldSummary):
     role_reason: str | None = Field(description="How the role was determined.")
     channels: str | None = Field(description="Channel order of images: `rgb`, `bgr`, `grey` …")
     ragged: bool = Field(description="Rows have different lengths.")
+    sparse: Sparse | None = Field(description="Of a sparse matrix; null if rows are not sparse.")
     rows: int
     note: str | None
     stored_dtype: str

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.csr import SparseRows
 from h5feed.errors import DatasetCorrupt, TooLarge
 from h5feed.stored.array_reader import ArrayReader
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
@@ -307,6 +308,20 @@ class Reader:
             for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
+
+    def read_sparse(self, column: Column, rows: Int64s) -> SparseRows:
+        """Read sparse rows in the given order, which may contain duplicates.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        offsets, indices = self.list_offsets(column, rows), column.indices
+        assert offsets is not None and indices is not None
+        values, places = np.empty(offsets[-1], column.dtype), np.empty(offsets[-1], indices.dtype)
+        self.read_lists(column, rows, offsets, values)
+        self.read_lists(indices, rows, offsets, places)
+        return SparseRows(values, places, offsets, column.sample_shape[0])
 
     def _read_images(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Read images and decode them into `out`, (k, height, width, channels) of the column's dtype."""

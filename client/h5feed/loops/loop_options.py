@@ -28,6 +28,7 @@ def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) ->
 def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
+    order["sparse"] = order.get("sparse") or "dense"
     if order.get("shard") is not None or order.get("shards") is not None:
         order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
     preparing = {name: value for name, value in options.items() if name in PREPARING}
@@ -37,9 +38,25 @@ def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[st
     return order, preparing
 
 
+def check_dense(order: Mapping[str, Any], loop: str) -> None:
+    """Raise `BadParameter` for ``sparse="csr"`` in a loop that yields only dense arrays."""
+    if order.get("sparse") == "csr":
+        raise BadParameter(
+            f"sparse='csr': {loop} takes dense arrays, sparse='dense'. For sparse ones, loop over loader() or torch()"
+        )
+
+
 def preparation_of(
     dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
     shard = order.get("shard") or 0
-    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)
+    return Preparation(
+        dataset,
+        split,
+        seed=seed,
+        shard=shard,
+        split_options=split_options(order),
+        sparse=order.get("sparse", "dense"),
+        **preparing,
+    )
