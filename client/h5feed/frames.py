@@ -121,7 +121,7 @@ class Frame:
                 if index_dtype is None or index_dtype.kind not in "iu" or len(field.shape) != 1:
                     raise BadAnswer(f"the server sent invalid column indices {field.index_dtype!r} for {field.name!r}")
                 values, indices, offsets = _parts_of(field.name)
-                tensors |= {values: (dtype, ()), indices: (index_dtype, ()), offsets: (np.dtype("<i8"), ())}
+                tensors |= {values: (dtype, ()), offsets: (np.dtype("<i8"), ()), indices: (index_dtype, ())}
                 flat |= {values: offsets, indices: offsets}
                 sparse[field.name] = field.shape[0]
             elif is_bytes or field.ragged:

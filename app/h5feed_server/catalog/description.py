@@ -32,8 +32,8 @@ def _advice(field: Field) -> str | None:
         return f"{cost}: shuffle with window={64 * field.block_rows}, or write the file without compression"
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
-        f"{cost}: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build OLD.h5 -o "
-        "NEW.h5"
+        f"{cost}: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build "
+        "OLD.h5 -o NEW.h5"
     )
 
 

@@ -123,8 +123,7 @@ class ArrayReader:
                 continue
             for first, (begin, end) in zip(firsts.tolist(), pairwise(own.tolist()), strict=True):
                 out[first : first + end - begin] = values[begin:end]
-        if (below := column.segments[0].below) is not None and out.size:
-            _check_below(below, column, rows, offsets, out)
+        check_below(column, rows, offsets, out)
 
     def _read_spans(self, segment: Segment, begins: Int64s, ends: Int64s, firsts: Int64s, target: Bytes) -> None:
         """Read lists of items of a flat array as they are stored.
@@ -302,9 +301,10 @@ def _joined(offsets: Int64s, sizes: Int64s, begins: Int64s) -> tuple[Int64s, Int
     return offsets[starts], np.add.reduceat(sizes, starts), begins[starts]
 
 
-def _check_below(below: int, column: Column, rows: Int64s, offsets: Int64s, items: npt.NDArray[Any]) -> None:
-    """Raise `DatasetCorrupt` if an item is negative, or not below `below`."""
-    if items.min() >= 0 and items.max() < below:
+def check_below(column: Column, rows: Int64s, offsets: Int64s, items: npt.NDArray[Any]) -> None:
+    """Raise `DatasetCorrupt` if an item of lists is negative, or not below the `Segment.below` of the column."""
+    below = column.segments[0].below
+    if below is None or not items.size or (items.min() >= 0 and items.max() < below):
         return
     place = int(np.flatnonzero((items < 0) | (items >= below))[0])
     row = int(rows[np.searchsorted(offsets, place, side="right") - 1])
