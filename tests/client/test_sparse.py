@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import anndata
 import h5feed
 import h5py
+import httpx
 import keras
 import numpy as np
 import numpy.typing as npt
@@ -336,3 +338,19 @@ def test_indices_of_a_server_are_checked() -> None:
     for wrong in (3, -1):
         with pytest.raises(BadAnswer, match="column indices of 'X'"):
             frame.check({**body, "X.indices": np.array([[0, wrong]], "i4")})
+
+
+def test_pages_and_formats(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    """The explorer shows dense rows; npz and JSON have the parts of the matrix."""
+    with httpx.Client(base_url=servers[0].url, timeout=60) as http:
+        for path in ("", "/rows", "/rows/7", "/tree", "/splits"):
+            for name in ("plain", "tenx"):
+                assert http.get(f"/datasets/{name}{path}", headers={"accept": "text/html"}).status_code == 200
+        assert "float32 803, sparse" in http.get("/datasets/plain/rows/7", headers={"accept": "text/html"}).text
+        assert http.get("/datasets/plain/rows/7/view?field=X&side=300").headers["content-type"].startswith("image/")
+        rows = "/v1/datasets/plain/rows?start=3&stop=9&fields=X"
+        arrays = np.load(io.BytesIO(http.get(f"{rows}&format=npz").content))
+        np.testing.assert_array_equal(arrays["X.data"], X[3:9].data)
+        np.testing.assert_array_equal(arrays["X.indptr"], X[3:9].indptr)
+        assert http.get(f"{rows}&format=json").json()["tensors"]["X.indices"]["dtype"] == "int32"
+        assert http.get(f"{rows}&format=npy").status_code == 400
