@@ -23,7 +23,7 @@ from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
-from .fetching.dense import dense_fetch
+from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
 from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
@@ -48,6 +48,7 @@ from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
+from .stored.packing import Packing
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
@@ -266,6 +267,8 @@ class RemoteDataset:
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
         if decoding:
             batch = decoded_batch(batch, decoding, self._client.pool)
+        if unpacking := self._unpacking(options):
+            batch = unpacked(batch, unpacking)
         return batch.densified(self._client.pool) if options.get("sparse") == "dense" else batch
 
     def batches(
@@ -476,7 +479,12 @@ class RemoteDataset:
             # During decoding, encoded and decoded images are both in memory.
             batch_bytes=answer["batch_bytes"]
             + sum(batch_size * math.prod(spec.shape) for spec in decoding.values())
-            + (self._dense_bytes(frame) * batch_size if is_dense else 0),
+            + (self._dense_bytes(frame) * batch_size if is_dense else 0)
+            + batch_size
+            * sum(
+                math.prod(self.fields[name].shape) * np.dtype(packing.dtype).itemsize
+                for name, packing in self._unpacking(options).items()
+            ),
             params=params,
             batch_size=batch_size,
             tensors=tuple(
@@ -491,6 +499,7 @@ class RemoteDataset:
             frame=frame,
             decoding=decoding,
             dense=is_dense,
+            unpacking=self._unpacking(options),
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
@@ -589,6 +598,8 @@ class RemoteDataset:
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         found = fetch if cache is None else self._cached(fetch, images, plan, cache, client)
+        if plan.unpacking:
+            found = unpacked_fetch(found, plan.unpacking)
         return dense_fetch(found, client.pool) if plan.dense and plan.frame.sparse else found
 
     def _cached(
@@ -641,6 +652,7 @@ class RemoteDataset:
         ModuleNotFoundError, BadParameter
         """
         asked = options.copy()
+        asked.pop("decode_cf", None)
         sparse = asked.pop("sparse", None)
         if sparse not in (None, "dense", "csr"):
             raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
@@ -672,6 +684,32 @@ class RemoteDataset:
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
+
+    def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
+        """How to unpack the requested fields, with ``decode_cf``.
+
+        Raises
+        ------
+        BadParameter
+            The pieces of a field are packed in several ways.
+        """
+        if not options.get("decode_cf"):
+            return {}
+        chosen, found = set(self._chosen(options)), {}
+        for field in self.info["fields"]:
+            name, packed = field["name"], field.get("cf")
+            if name not in chosen or not packed:
+                continue
+            if len(packed) > 1:
+                raise BadParameter(
+                    f"decode_cf: the pieces of {name!r} are packed in {len(packed)} ways: let the server unpack them, "
+                    'with apply = "scale" in h5feed.toml'
+                )
+            (one,) = packed
+            found[name] = Packing(
+                one["dtype"], one["scale_factor"], one["add_offset"], tuple(one["missing"]), one["unsigned"]
+            )
+        return found
 
     def _dense_bytes(self, frame: Frame) -> int:
         """Bytes of a row of all sparse fields as dense arrays."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from h5feed.revisions import is_provisional
 
 from ..storage.objects.object_file import ObjectFile
@@ -56,6 +57,24 @@ def _describe_sparse(field: Field) -> dict[str, Any] | None:
     return {"format": "csr", "index_dtype": indices.dtype.name, "stored_values": values}
 
 
+def _describe_packing(field: Field) -> list[dict[str, Any]] | None:
+    """Each way in which its numbers are packed; None if they are not, or if they are served unpacked."""
+    segments = field.column.segments
+    packings = {segment.array.packing: segment for segment in segments}
+    if field.unreadable or field.column.has_lists or segments[0].served_as is not None or packings.keys() == {None}:
+        return None
+    return [
+        {
+            "dtype": field.dtype.name if packing is None else np.dtype(packing.dtype).name,
+            "scale_factor": None if packing is None else packing.scale,
+            "add_offset": None if packing is None else packing.offset,
+            "missing": [] if packing is None else list(packing.missing),
+            "unsigned": packing is not None and packing.unsigned,
+        }
+        for packing in packings
+    ]
+
+
 def _image_libraries(field: Field) -> str | None:
     if field.images is None or field.unreadable:
         return None
@@ -102,6 +121,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "dtype": field.type_name,
                 "ragged": field.is_ragged and not field.is_sparse,
                 "sparse": _describe_sparse(field),
+                "cf": _describe_packing(field),
                 "rows": field.column.rows,
                 "readable": field.unreadable is None,
                 "reason": field.unreadable,

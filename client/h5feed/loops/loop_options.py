@@ -50,6 +50,14 @@ def preparation_of(
     dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
+    if order.get("decode_cf"):
+        for option in ("mean", "std"):
+            given = preparing.get(option)
+            if "server" in [*(given.values() if isinstance(given, Mapping) else (given,))]:
+                raise BadParameter(
+                    f"{option}='server' are statistics of the stored numbers, which decode_cf unpacks: give numbers, "
+                    'or let the server unpack them, with apply = "scale" in h5feed.toml'
+                )
     shard = order.get("shard") or 0
     return Preparation(
         dataset,
