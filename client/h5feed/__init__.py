@@ -39,6 +39,7 @@ from .errors import (
     Unauthorized,
     Unreadable,
     UnsupportedField,
+    WeightsUnknown,
 )
 from .version import __version__
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
+    from .weights import class_balanced
 
 _MODULES = {
     "Batch": "batch",
@@ -62,6 +64,7 @@ _MODULES = {
     "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
+    "class_balanced": "weights",
     "connect": "feed",
     "reopen": "reopening",
 }
@@ -107,7 +110,9 @@ __all__ = [
     "Unauthorized",
     "Unreadable",
     "UnsupportedField",
+    "WeightsUnknown",
     "__version__",
+    "class_balanced",
     "connect",
     "reopen",
 ]

@@ -11,6 +11,7 @@ The server sends them as ``application/problem+json``; the client raises the sam
     │   ├── SplitNotFound     404 split_not_found
     │   ├── BatchOutOfRange   404 batch_out_of_range
     │   ├── RowOutOfRange     404 row_out_of_range
+    │   ├── WeightsUnknown    404 weights_unknown      the server lacks an array of weights: give it, and repeat
     │   └── PageNotFound      404 not_found            no such URL on this server
     ├── MethodNotAllowed      405 method_not_allowed
     ├── NotAcceptable         406 not_acceptable
@@ -99,6 +100,10 @@ class BatchOutOfRange(NotFound, IndexError):
 
 class RowOutOfRange(NotFound, IndexError):
     code = "row_out_of_range"
+
+
+class WeightsUnknown(NotFound):
+    code = "weights_unknown"
 
 
 class PageNotFound(NotFound):

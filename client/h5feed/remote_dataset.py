@@ -49,6 +49,7 @@ from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
+from .weights import GivenWeights
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 DEFAULT_CONNECTIONS: int | None = None
@@ -565,6 +566,15 @@ class RemoteDataset:
             found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
         return found
 
+    def named_weights(self, weights: str | npt.ArrayLike) -> str:
+        """The value of the option `weights`: the name of a field, or an array, copied and named by its digest.
+
+        Raises
+        ------
+        BadParameter
+        """
+        return weights if isinstance(weights, str) else GivenWeights.of(weights, self.rows, f"{self._path}/weights")
+
     def _fetch(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None, pool: BufferPool | None = None
     ) -> Fetch[Batch]:
@@ -617,6 +627,8 @@ class RemoteDataset:
         ModuleNotFoundError, BadParameter
         """
         asked = options.copy()
+        if (weights := asked.get("weights")) is not None:
+            asked["weights"] = self.named_weights(weights)
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -710,7 +722,9 @@ class RemoteDataset:
     ) -> dict[str, Any]:
         check_options(options, takes, known.__annotations__)
         params: dict[str, Any] = {
-            name: parameter(value) for name, value in options.items() if value is not None and name != "where"
+            name: value if isinstance(value, GivenWeights) else parameter(value)
+            for name, value in options.items()
+            if value is not None and name != "where"
         }
         if where := conditions(options.get("where")):
             params["where"] = where

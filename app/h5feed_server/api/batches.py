@@ -24,17 +24,16 @@ from .binary import (
     query_items,
 )
 from .dependencies import NamePath, ServicesDep, in_thread
-from .problem_responses import DATASET, FIELDS, SPLITS, problems
+from .problem_responses import ORDERS, problems
 from .queries import BatchQuery, OneBatchQuery, PlanQuery, StreamQuery
 from .response_models import Plan, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
-_PLAN_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
-_PROBLEMS = problems(*_PLAN_PROBLEMS, BatchOutOfRange, NotAcceptable)
+_PROBLEMS = problems(*ORDERS, BatchOutOfRange, NotAcceptable)
 
 
-@router.get("/plan", summary="Size of an epoch", **answers(Plan, problems(*_PLAN_PROBLEMS)))
+@router.get("/plan", summary="Size of an epoch", **answers(Plan, problems(*ORDERS)))
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Number of rows and batches, rows of the last batch and bytes per batch: what a client needs before its first
     request.

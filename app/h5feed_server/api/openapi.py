@@ -36,7 +36,18 @@ GROUPS = {
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
-    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer", "cache-control"),
+    "Answer": (
+        "format",
+        "body",
+        "compress",
+        "dtype",
+        "side",
+        "per_class",
+        "channel",
+        "revision",
+        "prefer",
+        "cache-control",
+    ),
 }
 """Headings of the page, and the parameters below each."""
 
@@ -66,6 +77,7 @@ EXAMPLES: dict[str, Any] = {
     "shard": 1,
     "shards": 2,
     "compress": "zstd",
+    "dtype": "float32",
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",

@@ -65,6 +65,13 @@ class BatchQuery(PlanQuery):
         return self
 
 
+class WeightsQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["float32", "float64"] = Field("float64", description="Type of the numbers in the body.")
+    revision: str | None = Field(None, description="Answer 409 instead of taking weights for other data.")
+
+
 class OneBatchQuery(BatchQuery):
     from_row: int = Field(
         0,

@@ -68,6 +68,17 @@ class DatasetSummary(_Answer):
     fields: list[FieldSummary]
 
 
+class WeightsKept(_Answer):
+    """An array of weights that the server keeps."""
+
+    dataset: str
+    weights: str = Field(description="Value of the parameter `weights` that draws rows by this array.")
+    digest: str = Field(description="Digest of type and values.")
+    dtype: str
+    rows: int
+    expires_in: float = Field(description="Seconds after its last use until the array is forgotten.")
+
+
 class Catalogue(_Answer):
     datasets: list[DatasetSummary]
     total: int = Field(description="Number of datasets on all pages.")

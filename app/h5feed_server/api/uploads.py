@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from h5feed.errors import BadParameter, TooLarge, TooManyRequests
+from h5feed.errors import BadParameter, FeedError, TooLarge, TooManyRequests
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -43,9 +43,9 @@ class Uploads:
         self._held: dict[str, int] = {}
 
     @contextmanager
-    def of(self, caller: str) -> Iterator[_Upload]:
+    def of(self, caller: str) -> Iterator[Upload]:
         """One body of this caller's."""
-        upload = _Upload(self, caller)
+        upload = Upload(self, caller)
         try:
             yield upload
         finally:
@@ -57,7 +57,7 @@ class Uploads:
         # Alone up to all of it; beyond, who holds more than a share has to wait.
         if nbytes > 0 and sum(self._held.values()) + nbytes > self._max_bytes < held * (others + 1):
             raise TooManyRequests(
-                f"{self._max_bytes} bytes of posted lists are under way already; try again in a moment", retry_after=1
+                f"{self._max_bytes} bytes of posted bodies are under way already; try again in a moment", retry_after=1
             )
         if held:
             self._held[caller] = held
@@ -65,7 +65,9 @@ class Uploads:
             self._held.pop(caller, None)
 
 
-class _Upload:
+class Upload:
+    """Bytes of one body."""
+
     def __init__(self, uploads: Uploads, caller: str) -> None:
         self._uploads = uploads
         self._caller = caller
@@ -81,10 +83,39 @@ def longest_body(max_rows: int) -> int:
     return _MAX_DIGITS * max_rows + (1 << 16)
 
 
-async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
+def check_content_type(request: Request, wanted: str) -> None:
+    """Refuse a body of another kind.
+
+    Raises
+    ------
+    BadParameter
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadParameter(f"Content-Type: {kind[:100] or 'none'}: send application/json")
+    if kind != wanted:
+        raise BadParameter(f"Content-Type: {kind[:100] or 'none'}: send {wanted}")
+
+
+async def pieces_of(request: Request, upload: Upload, longest: int, too_long: FeedError) -> AsyncIterator[bytes]:
+    """The body of a request as it comes, of at most `longest` bytes.
+
+    Raises
+    ------
+    FeedError
+        `too_long`, or the body did not arrive.
+    """
+    try:
+        async for piece in request.stream():
+            if upload.nbytes + len(piece) > longest:
+                raise too_long
+            upload.add(len(piece))
+            yield piece
+    except ClientDisconnect:
+        # An answer for nobody.
+        raise BadParameter("the request body did not arrive in time") from None
+
+
+async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
+    check_content_type(request, "application/json")
     longest = longest_body(services.settings.max_rows)
     too_long = TooLarge(
         f"the request body is longer than {longest} bytes, which hold as many rows as a request may have"
@@ -94,15 +125,8 @@ async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
     uploads: Uploads = request.app.state.uploads
     with uploads.of(CALLER.get()) as upload:
         body = bytearray()
-        try:
-            async for piece in request.stream():
-                if len(body) + len(piece) > longest:
-                    raise too_long
-                upload.add(len(piece))
-                body += piece
-        except ClientDisconnect:
-            # An answer for nobody.
-            raise BadParameter("the request body did not arrive in time") from None
+        async for piece in pieces_of(request, upload, longest, too_long):
+            body += piece
         return await in_thread(services, partial(_parsed, body, services.settings.max_rows))
 
 

@@ -37,7 +37,8 @@ class OrderSpec(FilteredSpec):
     )
     weights: str | None = Field(
         None,
-        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field.",
+        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field. Or `digest:` and "
+        "the digest of an array that was given with `POST …/weights`; a field of this name comes first.",
     )
     epoch_rows: int | None = Field(
         None,
