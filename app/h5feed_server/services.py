@@ -15,6 +15,7 @@ from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
 from .jobs.registry import NO_SCRATCH, Jobs
+from .keys.key_index import KeyIndexes
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
@@ -60,6 +61,7 @@ class Services:
     batcher: Batcher
     statistics: Statistics
     search: RowSearch
+    keys: KeyIndexes
     checks: Checker
     jobs: Jobs
     pool: BodyPool
@@ -116,6 +118,7 @@ class Services:
         jobs = Jobs(folder.path / "jobs", settings.job_patience, shared.scratch)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
+        keys = KeyIndexes(catalog, reader, folder, jobs, settings.read_timeout)
         search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
         checks = Checker(catalog, reader, folder, jobs, settings.read_timeout, settings.max_job_bytes)
         traffic = Traffic(folder.path / "traffic", lambda: reader.decoded_bytes)
@@ -125,6 +128,7 @@ class Services:
             batcher.drop_old(seconds)
             catalog.drop_old(seconds)
             search.drop_old(seconds)
+            keys.drop_old(seconds)
             pool.drop_idle()
             browser.rest()
 
@@ -137,6 +141,7 @@ class Services:
             batcher,
             statistics,
             search,
+            keys,
             checks,
             jobs,
             pool,

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    AmbiguousKey,
     BadAnswer,
     BadParameter,
     BatchOutOfRange,
@@ -20,6 +21,7 @@ from .errors import (
     HostNotAllowed,
     InternalError,
     JobWanted,
+    KeysNotFound,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
@@ -72,6 +74,7 @@ _MODULES = {
 that only need the wire format."""
 
 __all__ = [
+    "AmbiguousKey",
     "BadAnswer",
     "BadParameter",
     "Batch",
@@ -87,6 +90,7 @@ __all__ = [
     "HostNotAllowed",
     "InternalError",
     "JobWanted",
+    "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
     "NotAcceptable",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any, NoReturn, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
-from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
+from .fetching.server import check_asked_for, fetch_by_key, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
@@ -297,12 +297,45 @@ class RemoteDataset:
             plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
         )
 
-    def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
-        """Rows by id, in the given order. Duplicates are allowed."""
-        wanted = row_ids(rows)
-        request: dict[str, Any] = {"rows": wanted.tolist()}
-        if fields is not None:
-            request["fields"] = [fields] if isinstance(fields, str) else list(fields)
+    def take(
+        self,
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+        keys: Sequence[str | int] | npt.NDArray[Any] | None = None,
+        key: str | None = None,
+        duplicates: Literal["refuse", "all"] = "refuse",
+    ) -> Batch:
+        """Rows by id or by key, in the given order. Rows that are listed twice are returned twice.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            Row ids.
+        fields : sequence of str, optional
+            Default: inputs and labels.
+        keys : sequence of str or int, optional
+            Instead of `rows`: values of the field `key`.
+        key : str, optional
+            Field of one text or integer per row, such as a file name. The server builds an index of it at the first
+            request.
+        duplicates : ``"refuse"`` or ``"all"``
+            If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
+            of them, one after the other. ``batch.rows`` are their ids.
+
+        Raises
+        ------
+        RowOutOfRange, KeysNotFound, AmbiguousKey, TooLarge
+        """
+        chosen = {} if fields is None else {"fields": [fields] if isinstance(fields, str) else list(fields)}
+        if (rows is None) == (keys is None) or (keys is None) != (key is None):
+            raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
+        if keys is not None:
+            request: dict[str, Any] = {"key": key, "keys": key_list(keys), "duplicates": duplicates, **chosen}
+            several = duplicates == "all"
+            return fetch_by_key(self._client, self._path, self.revision, request, self._frame(chosen), several=several)
+        wanted = row_ids([] if rows is None else rows)
+        request = {"rows": wanted.tolist(), **chosen}
         return fetch_rows(self._client, self._path, self.revision, request, wanted, self._frame(request))
 
     def splits(
@@ -729,6 +762,26 @@ class RemoteDataset:
         if where := conditions(options.get("where")):
             params["where"] = where
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:
+    """Keys as they are sent.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if isinstance(keys, str):
+        raise BadParameter(f"keys={keys!r} is a single key: pass a list of keys")
+    listed: list[Any] = list(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+    found: list[str | int] = []
+    for one in listed:
+        if isinstance(one, bytes):
+            one = one.decode()
+        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (str, int, np.integer)):
+            raise BadParameter(f"keys must be text or integers, not {one!r:.100}")
+        found.append(one if isinstance(one, str) else int(one))
+    return found
 
 
 def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,20 @@ def test_bounds(data: Path, serve: Callable[..., ServerProcess]) -> None:
     small = serve(data, H5FEED_WEIGHTS_BYTES="400")
     with h5feed.connect(small.url, deadline=60) as feed, pytest.raises(TooLarge, match="H5FEED_WEIGHTS_BYTES = 400"):
         feed["a"].batch(0, weights=WEIGHTS)
-    brief = serve(data, H5FEED_WEIGHTS_SECONDS="0.001")
-    with h5feed.connect(brief.url, deadline=60) as feed, pytest.raises(WeightsUnknown):
-        # Forgotten before it is used: the client gives up.
-        feed["a"].batch(0, weights=WEIGHTS)
+
+
+def test_expiry(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """What was not used for a week is forgotten, and removed when the next array arrives."""
+    server = serve(data)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        expected = drawn(feed["a"], weights=WEIGHTS, shuffle=True)
+        server.stop()
+        (old,) = server.cache_dir.glob("served-*/weights/*")
+        long_ago = time.time() - 8 * 24 * 3600
+        os.utime(old, (long_ago, long_ago))
+        server.start()
+        with pytest.raises(WeightsUnknown):
+            feed["a"].batch(0, weights=str(GivenWeights.of(WEIGHTS, ROWS, "")))
+        feed["a"].batch(0, weights=WEIGHTS + 1)
+        assert not old.exists()
+        assert drawn(feed["a"], weights=WEIGHTS, shuffle=True) == expected

@@ -27,7 +27,7 @@ TAGS = {
 
 GROUPS = {
     "What": (
-        *("q", "split", "where", "rows", "field", "fields", "encoded", "classes", "kind"),
+        *("q", "split", "where", "rows", "field", "fields", "encoded", "key", "value", "duplicates", "classes", "kind"),
         *("file", "path", "depth", "limit", "offset"),
     ),
     "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,10 @@ MAX_HELD_BYTES = 64 << 20
 """Bytes of posted bodies that are held while they come, per worker."""
 
 _MAX_NAMES = 10_000
-"""Strings in one body: keys, fields."""
+"""Members of objects in one body, and names in its lists of fields."""
+
+_MEMBER = re.compile(rb'"\s*:')
+"""Behind the name of a member of an object."""
 
 _MAX_DIGITS = 24
 """Characters that a row id takes at most."""
@@ -136,8 +140,8 @@ RowsPosted = Annotated[RowsRequest, Depends(_rows_posted)]
 
 def _parsed(body: bytearray, max_rows: int) -> RowsRequest:
     # Counted first: what is none of ours may be a million things, each an object and an error.
-    if body.count(b'"') > 2 * _MAX_NAMES:
-        raise TooLarge(f"the body holds more than {_MAX_NAMES} names")
+    if sum(1 for _ in _MEMBER.finditer(body)) > _MAX_NAMES or body.count(b'"') > 2 * (max_rows + _MAX_NAMES):
+        raise TooLarge(f"the body holds more than {_MAX_NAMES} names, or {max_rows} keys")
     if body.count(b",") > max_rows + _MAX_NAMES:
         raise TooLarge(f"the body lists more rows than the limit of {max_rows} per response")
     try:

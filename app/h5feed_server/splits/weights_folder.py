@@ -100,7 +100,7 @@ class WeightsFolder:
         """Note that an array is used, which is in memory already."""
         begin = _begin(dataset, digest)
         for kept in self._all():
-            if os.path.basename(kept.path).startswith(begin):
+            if os.path.basename(kept.path).startswith(begin) and not self._has_expired(kept):
                 with contextlib.suppress(OSError):
                     os.utime(kept.path)
 

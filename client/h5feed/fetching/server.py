@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..errors import BadAnswer, TooLarge
-from ..frames import Frame
+from ..frames import MAX_BODY_BYTES, Frame
 from ..images import ImageSpec
 from ..net.client import Client
 from ..net.names import Names
@@ -159,6 +159,29 @@ def fetch_rows(
         raise BadAnswer(
             f"requested {len(rows)} rows of revision {revision}, but received {len(batch.rows)} of revision "
             f"{batch.revision}, or other rows: a proxy or cache between client and server mixes up responses"
+        )
+    return batch
+
+
+def fetch_by_key(
+    client: Client, path: str, revision: str, request: Mapping[str, Any], frame: Frame, *, several: bool
+) -> Batch:
+    """Send `request` for rows with the keys in it and return their batch; with `several`, a key may have several rows.
+
+    Raises
+    ------
+    BadAnswer
+        The response has another number of rows.
+    """
+    count = len(request["keys"])
+    most = MAX_BODY_BYTES if several else frame.max_bytes(count)
+    body = client.body(f"{path}/rows", {"revision": revision}, max_bytes=most, json=dict(request))
+    batch = only_batch(body, frame)
+    rows = len(batch.rows)
+    if not client.names.are_same(batch.revision, revision) or (rows < count if several else rows != count):
+        raise BadAnswer(
+            f"requested {count} keys of revision {revision}, but received {rows} rows of revision {batch.revision}: a "
+            "proxy or cache between client and server mixes up responses"
         )
     return batch
 
