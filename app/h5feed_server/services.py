@@ -16,6 +16,7 @@ from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
 from .jobs.registry import NO_SCRATCH, Jobs
 from .keys.key_index import KeyIndexes
+from .keys.partners import Partners
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
@@ -116,9 +117,10 @@ class Services:
         threads.submit(catalog.entries)
         shared = shared or Shared.alone()
         jobs = Jobs(folder.path / "jobs", settings.job_patience, shared.scratch)
-        batcher = Batcher(settings, catalog, reader, folder, jobs)
-        statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         keys = KeyIndexes(catalog, reader, folder, jobs, settings.read_timeout)
+        partners = Partners(catalog, keys, folder, jobs, settings.order_cache_bytes, settings.read_timeout)
+        batcher = Batcher(settings, catalog, reader, folder, jobs, partners)
+        statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
         checks = Checker(catalog, reader, folder, jobs, settings.read_timeout, settings.max_job_bytes)
         traffic = Traffic(folder.path / "traffic", lambda: reader.decoded_bytes)

@@ -53,6 +53,11 @@ class EpochOptions(SplitOptions, total=False):
     epoch_rows: int | None
     """Rows per epoch with `balance` or `weights`; default: the number of rows in the split."""
     limit: int | None
+    join: str | Sequence[str] | None
+    """Other datasets whose rows are parts of the same samples, as for `Dataset.join`. Their fields are
+    ``OTHER/field``."""
+    how: Literal["inner"] | None
+    """With `join`: ``"inner"`` leaves out rows that have no partner."""
     encoded: Sequence[str] | None
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["auto", "server", "client"] | None

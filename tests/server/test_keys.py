@@ -11,11 +11,10 @@ import h5feed
 import h5py
 import httpx
 import numpy as np
-import numpy.typing as npt
 import pytest
 from h5feed.errors import AmbiguousKey, BadParameter, FieldNotFound, KeysNotFound, TooLarge, UnsupportedField
-from h5feed_server.keys import key_index, key_values, sorted_file
-from h5feed_server.keys.key_values import hash_texts
+from h5feed_server.keys import sorted_file
+from h5feed_server.keys.key_values import Integers, Texts
 from h5feed_server.keys.sorted_file import Damaged, write_sorted
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
@@ -197,8 +196,8 @@ def test_sorted_file(tmp_path_factory: pytest.TempPathFactory, sizes: list[int],
 def test_hashes(texts: list[bytes]) -> None:
     """They depend on the text alone, not on its neighbours; and differ."""
     offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
-    hashes = hash_texts(np.frombuffer(b"".join(texts), np.uint8), offsets)
-    alone = [hash_texts(np.frombuffer(one, np.uint8), np.array([0, len(one)]))[0] for one in texts]
+    hashes = Texts(np.frombuffer(b"".join(texts), np.uint8), offsets).hashes()
+    alone = [Texts(np.frombuffer(one, np.uint8), np.array([0, len(one)])).hashes()[0] for one in texts]
     assert hashes.tolist() == [int(one) for one in alone]
     ends = {(len(one), one[:128], one[-128:]) for one in texts}
     assert len(set(hashes.tolist())) == len(ends) or any(len(one) <= 256 for one in texts)
@@ -206,13 +205,8 @@ def test_hashes(texts: list[bytes]) -> None:
 
 def test_collisions(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If all hashes are the same, each key still finds its own rows, and no other."""
-    rows_of, of_keys = key_values.hashes_of_rows, key_values.hashes_of_keys
-
-    def few(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        return hashes & np.uint64(1)
-
-    monkeypatch.setattr(key_index, "hashes_of_rows", lambda *of: map(few, rows_of(*of)))
-    monkeypatch.setattr(key_index, "hashes_of_keys", lambda keys: few(of_keys(keys)))
+    for kind in (Texts, Integers):
+        monkeypatch.setattr(kind, "hashes", lambda values: np.arange(len(values), dtype=np.uint64) * np.uint64(0))
     services = Services.start(Settings(data_dir=data, cache_dir=tmp_path))
     try:
         wait_until(lambda: services.catalog.is_known())

@@ -51,6 +51,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "note": plan.note,
         "replaces": plan.replaces,
         "where": query.where,
+        "joined": {} if plan.joined is None else plan.joined.about,
         "rows": grid.rows,
         "batch_size": grid.batch_size,
         "batches": grid.batches,
@@ -96,7 +97,7 @@ async def get_batch(
     def work() -> Response:
         plan = plan_of(services, name, query)
         part = part_of(plan, index, query)
-        headers = cache_headers(request, plan.dataset.revision, form)
+        headers = cache_headers(request, plan.revisions, form, may_pin=plan.is_pinned)
         if is_known(request, headers):
             return not_modified(headers)
         texts = {field.name for field in plan.fields if field.is_text}

@@ -27,8 +27,8 @@ TAGS = {
 
 GROUPS = {
     "What": (
-        *("q", "split", "where", "rows", "field", "fields", "encoded", "key", "value", "duplicates", "classes", "kind"),
-        *("file", "path", "depth", "limit", "offset"),
+        *("q", "split", "where", "rows", "field", "fields", "encoded", "classes", "kind"),
+        *("join", "how", "key", "value", "duplicates", "file", "path", "depth", "limit", "offset"),
     ),
     "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
@@ -37,16 +37,8 @@ GROUPS = {
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
     "Answer": (
-        "format",
-        "body",
-        "compress",
-        "dtype",
-        "side",
-        "per_class",
-        "channel",
-        "revision",
-        "prefer",
-        "cache-control",
+        *("format", "body", "compress", "dtype", "side", "per_class", "channel", "revision"),
+        *("prefer", "cache-control"),
     ),
 }
 """Headings of the page, and the parameters below each."""

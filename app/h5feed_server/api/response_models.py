@@ -208,6 +208,7 @@ class Plan(_Answer):
     note: str | None
     replaces: _Replaced
     where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
+    joined: dict[str, str] = Field(description="Revision of each joined dataset, by its name.")
     rows: int = Field(description="Rows of one epoch.")
     batch_size: int
     batches: int

@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..splits.large import wait_for_content
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
 from ..storage.reader import Reader
-from .key_values import HASH_VERSION, hashes_of_keys, hashes_of_rows, key_field, keys_of, values_of
+from .key_values import HASH_VERSION, Values, block_rows, key_field, values_at, values_of_keys, values_of_rows
 from .sorted_file import Damaged, SortedFile, write_sorted
 
 Int64s = npt.NDArray[np.int64]
@@ -44,8 +43,7 @@ _SHOWN = 5
 _COMPARED_ROWS = 2000
 """Up to this many rows, an error for a missing key suggests a similar one: all values have to be read for it."""
 
-_AT_ONCE = 1 << 16
-"""Rows whose values are compared at a time."""
+_SHOWN_CHARS = 100
 
 
 class KeyIndexes:
@@ -53,7 +51,7 @@ class KeyIndexes:
 
     def __init__(self, catalog: Catalog, reader: Reader, folder: CacheFolder, jobs: Jobs, timeout: float) -> None:
         self._catalog = catalog
-        self._reader = reader
+        self.reader = reader
         self._folder = folder
         self._jobs = jobs
         self._kept: ByteCache[SortedFile] = ByteCache(_KEPT_BYTES, timeout)
@@ -92,24 +90,22 @@ class KeyIndexes:
             A job builds the index.
         """
         field = key_field(dataset, name)
-        wanted = keys_of(field, keys)
+        wanted = values_of_keys(field, keys)
         which, rows = self.matches(dataset, field, wanted, limit)
         counts = np.bincount(which, minlength=len(wanted))
         if (missing := np.flatnonzero(counts == 0)).size:
-            raise self._not_found(field, wanted, missing)
+            raise self._not_found(field, keys, missing)
         if not several and (ambiguous := np.flatnonzero(counts > 1)).size:
             one = int(ambiguous[0])
             own = rows[which == one]
             raise AmbiguousKey(
-                f"{counts[one]} rows have {name!r} {_shown(wanted[one])}: {', '.join(map(str, own[:_SHOWN].tolist()))}"
+                f"{counts[one]} rows have {name!r} {wanted.shown(one)}: {', '.join(map(str, own[:_SHOWN].tolist()))}"
                 f"{' …' if len(own) > _SHOWN else ''}. Use duplicates=all to get all rows of each key"
             )
         return rows
 
-    def matches(
-        self, dataset: Dataset, field: Field, wanted: list[bytes] | list[int], limit: int
-    ) -> tuple[Int64s, Int64s]:
-        """All rows with values from `keys_of`.
+    def matches(self, dataset: Dataset, field: Field, wanted: Values, limit: int) -> tuple[Int64s, Int64s]:
+        """All rows that have one of the wanted values.
 
         Returns
         -------
@@ -123,7 +119,7 @@ class KeyIndexes:
         TooLarge
         InProgress
         """
-        hashes, places = np.unique(hashes_of_keys(wanted), return_inverse=True)
+        hashes, places = np.unique(wanted.hashes(), return_inverse=True)
         for is_again in (False, True):
             try:
                 found, rows = self._index(dataset, field, anew=is_again).find(hashes, limit)
@@ -142,20 +138,27 @@ class KeyIndexes:
         same = self._are_same(field, candidates, wanted, which)
         return which[same], candidates[same]
 
-    def _are_same(
-        self, field: Field, rows: Int64s, wanted: list[bytes] | list[int], which: Int64s
-    ) -> npt.NDArray[np.bool_]:
+    def _are_same(self, field: Field, rows: Int64s, wanted: Values, which: Int64s) -> npt.NDArray[np.bool_]:
         """Whether each row has the value that it was found for."""
         same = np.zeros(len(rows), np.bool_)
-        for first in range(0, len(rows), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
+        step = block_rows(self.reader, field)
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
             # In ascending order, which is the faster way to read.
             distinct, places = np.unique(rows[part], return_inverse=True)
-            values: list[Any] = list(values_of(self._reader, field, distinct))
-            same[part] = [
-                values[place] == wanted[key] for place, key in zip(places.tolist(), which[part].tolist(), strict=True)
-            ]
+            same[part] = values_at(self.reader, field, distinct).equal(places, wanted, which[part])
         return same
+
+    def ensure(self, dataset: Dataset, field: Field, advance: Callable[[int], None]) -> None:
+        """Build the index of a field, unless it is there. Only for jobs: it may take long.
+
+        Parameters
+        ----------
+        advance : callable
+            Called with rows that are read and sorted, and then merged: with each row twice.
+        """
+        name = _name(dataset, field).kept
+        self._loaded(dataset, field, self._folder.get(name, lambda: self._build(dataset, field, advance)))
 
     def _index(self, dataset: Dataset, field: Field, *, anew: bool = False) -> SortedFile:
         """The index of a field; with `anew`, not the one in memory.
@@ -170,9 +173,7 @@ class KeyIndexes:
             return kept
         data = self._folder.find(name.kept)
         if data is None:
-            column = field.column
-            is_slow = column.rows > QUICK_ROWS or column.stored_nbytes > QUICK_BYTES
-            if is_slow or dataset.names.content is None:
+            if not is_quick(dataset, field):
                 request = {**state_of(dataset), "key": field.name}
                 raise InProgress(self._jobs.start(_KIND, request, "", dataset.names.key))
             data = self._folder.get(name.kept, lambda: self._build(dataset, field, lambda rows: None))
@@ -185,13 +186,13 @@ class KeyIndexes:
         progress.expect(2 * dataset.rows)
         # What is on disk is named by the content.
         wait_for_content(dataset, progress)
-        name = _name(dataset, field).kept
-        self._loaded(dataset, field, self._folder.get(name, lambda: self._build(dataset, field, progress.advance)))
+        self.ensure(dataset, field, progress.advance)
 
     def _build(self, dataset: Dataset, field: Field, advance: Callable[[int], None]) -> bytes:
         """Write the index, and return its table."""
         try:
-            index = write_sorted(self._path(dataset, field), hashes_of_rows(self._reader, field), advance)
+            hashes = (values.hashes() for values in values_of_rows(self.reader, field))
+            index = write_sorted(self._path(dataset, field), hashes, advance)
         except OSError as error:
             raise InternalError(
                 f"the server's cache folder cannot keep the index of {field.name!r}: {error.strerror or error}"
@@ -216,27 +217,23 @@ class KeyIndexes:
     def _path(self, dataset: Dataset, field: Field) -> Path:
         return self._folder.path / f"{_name(dataset, field).kept()}.sorted"
 
-    def _not_found(self, field: Field, wanted: list[bytes] | list[int], missing: Int64s) -> KeysNotFound:
-        shown = ", ".join(_shown(wanted[one]) for one in missing[:_SHOWN].tolist())
+    def _not_found(self, field: Field, keys: Sequence[str | int], missing: Int64s) -> KeysNotFound:
+        shown = ", ".join(repr(keys[one])[:_SHOWN_CHARS] for one in missing[:_SHOWN].tolist())
         more = " …" if len(missing) > _SHOWN else ""
-        hint = ""
-        if field.column.rows <= _COMPARED_ROWS:
-            values = values_of(self._reader, field, np.arange(field.column.rows, dtype=np.int64))
-            first = _text(wanted[int(missing[0])])
-            hint = f": {did_you_mean(first, dict.fromkeys(map(_text, values)), 'check the spelling')}"
-        return KeysNotFound(
-            f"{len(missing)} of {len(wanted)} keys are in no row of {field.name!r}: {shown}{more}{hint}"
-        )
+        hint, count = "", field.column.rows
+        if 0 < count <= _COMPARED_ROWS:
+            values = values_at(self.reader, field, np.arange(count, dtype=np.int64))
+            known = dict.fromkeys(map(values.text, range(count)))
+            hint = f": {did_you_mean(str(keys[int(missing[0])]), known, 'check the spelling')}"
+        return KeysNotFound(f"{len(missing)} of {len(keys)} keys are in no row of {field.name!r}: {shown}{more}{hint}")
+
+
+def is_quick(dataset: Dataset, field: Field) -> bool:
+    """Whether a field can be read while a request waits, and the result be kept."""
+    column = field.column
+    is_small = column.rows <= QUICK_ROWS and column.stored_nbytes <= QUICK_BYTES
+    return is_small and dataset.names.content is not None
 
 
 def _name(dataset: Dataset, field: Field) -> Key:
     return key_of(f"keys/{HASH_VERSION}", dataset.name, dataset.names, field.name)
-
-
-def _text(value: bytes | int) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _shown(value: bytes | int) -> str:
-    text = _text(value)
-    return repr(text[:100]) if isinstance(value, bytes) else text

@@ -7,12 +7,13 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .joins_spec import JoinsSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec):
+class OrderSpec(FilteredSpec, JoinsSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -49,6 +49,9 @@ from .stored import divide, has_all
 from .weights_folder import WeightsFolder
 
 T = TypeVar("T")
+
+Select = Callable[[RowSet | None], RowSet | None]
+"""From the rows of a split to some of them; None: all rows of the dataset."""
 
 _MAX_LABEL_BYTES = 1 << 20
 """A field with larger rows, in bytes, is never treated as a label."""
@@ -242,8 +245,17 @@ class Splitter:
             len,
         )
 
-    def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
+    def resampled(
+        self, dataset: Dataset, spec: OrderSpec, select: Select | None = None, selected_by: Hashable = None
+    ) -> Balanced | Weighted:
         """The table from which epochs with ``balance`` or ``weights`` are drawn.
+
+        Parameters
+        ----------
+        select : callable, optional
+            Takes the rows of the split and returns those that may be drawn.
+        selected_by : hashable
+            Identifies `select`.
 
         Raises
         ------
@@ -256,10 +268,11 @@ class Splitter:
         digest = _given_digest(dataset, spec)
         if digest is not None:
             self.given.note_use(dataset.name, digest)
-        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify)
+        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify, selected_by)
+        draw = self._balanced if spec.weights is None else self._weighted
         return self._resampled.get(
             (dataset.name, dataset.names.key, dataset.identity, way),
-            lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
+            lambda: draw(dataset, spec, select),
             lambda value: value.nbytes,
         )
 
@@ -424,30 +437,32 @@ class Splitter:
             ),
         }
 
-    def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
-        """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
+    def _pool(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Rows | None:
+        """Rows of the split that meet ``where`` and that `select` keeps, cut to `limit`. None: all rows."""
         rows = self.rows(dataset, spec.split, spec)
+        if select is not None:
+            rows = select(rows)
         if rows is not None:
             return as_list(rows)[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
-    def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
+    def _balanced(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Balanced:
         by, bins = balanced_by(dataset, spec)
         strata = self.strata(dataset, by, bins=bins)
         if strata.labels is None:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
             raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
-        pool = self._pool(dataset, spec)
+        pool = self._pool(dataset, spec, select)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
 
-    def _weighted(self, dataset: Dataset, spec: OrderSpec) -> Weighted:
+    def _weighted(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Weighted:
         digest = _given_digest(dataset, spec)
         weights = self._stored_weights(dataset, spec) if digest is None else self._given_weights(dataset, digest)
-        pool = self._pool(dataset, spec)
+        pool = self._pool(dataset, spec, select)
         # A filter may leave out the rows that have no weight.
-        checked = None if not spec.where else pool
+        checked = None if not spec.where and select is None else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         bad = bad if checked is None else np.intersect1d(bad, checked)
         if len(bad):

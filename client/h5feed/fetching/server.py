@@ -38,7 +38,8 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     parts = PartFetcher(client, path, plan)
     pieces = PieceFetcher(client, path, plan)
     placed = None
-    if client.placement is not None and plan.frame.names:
+    # Owners are asked for rows of one dataset.
+    if client.placement is not None and plan.frame.names and "join" not in plan.params:
         placed = PlacedFetcher(client, path, plan, fetcher(client, path, plan.of_fields([])))
 
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
