@@ -118,7 +118,7 @@ JOINS: dict[str, dict[str, npt.NDArray[Any]]] = {
     batch_size=st.integers(1, 40),
     where=st.sampled_from([None, "labels in 0, 1"]),
     limit=st.sampled_from([None, 30]),
-    draw=st.sampled_from([{}, {"balance": True}, {"weights": "w", "epoch_rows": 70}]),
+    draw=st.sampled_from([{}, {}, {"window": 7}, {"balance": True}, {"weights": "w", "epoch_rows": 70}]),
 )
 def test_against_numpy(
     ds: h5feed.Dataset,
@@ -139,6 +139,7 @@ def test_against_numpy(
     rows_of: dict[str, Any] = {"split": split, "where": where, "limit": limit}
     rows_of |= {"val": 0.3} if split != "all" else {}
     options: dict[str, Any] = {**rows_of, "shuffle": shuffle, "seed": seed, "epoch": epoch, "batch_size": batch_size}
+    draw = draw if shuffle or "window" not in draw else {}
     options |= {**draw, "shards": shards, "join": joins, **inner}
     fields = {name: values for join in joins for name, values in JOINS[join].items()} | {"images": IMAGES}
     seen, found = [], False
@@ -156,7 +157,7 @@ def test_against_numpy(
             assert again.rows.tolist() == batches[-1].rows.tolist()
             for name in fields:
                 np.testing.assert_array_equal(again[name], batches[-1][name])
-    if not draw:
+    if draw.keys() <= {"window"}:
         pool = ds.split_rows(split, **{name: rows_of[name] for name in ("where", "val") if name in rows_of})
         pool = pool[IN_PART[pool] >= 0] if inner else pool
         assert sorted(seen) == pool[:limit].tolist()

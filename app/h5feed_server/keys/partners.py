@@ -157,7 +157,8 @@ def _fields(dataset: Dataset, key: str, other: Dataset, other_key: str) -> tuple
 
 
 def _name(dataset: Dataset, key: str, other: Dataset, other_key: str) -> Key:
-    # The key in memory is looked up when the content of the other is known, or with its provisional name.
-    about = f"{key!r} {other.name!r} {other.names.current} {other_key!r}"
+    revision = other.names.current
+    about = f"{key!r} {other.name!r} {revision} {other_key!r}"
     name = key_of(f"joins/{HASH_VERSION}", dataset.name, dataset.names, about)
-    return Key(name.here, lambda: None if other.names.content is None else name.kept())
+    # Nothing on disk has a provisional name.
+    return name if revision == other.names.content else Key(name.here, lambda: None)
