@@ -168,7 +168,7 @@ def test_sorted_file(tmp_path_factory: pytest.TempPathFactory, sizes: list[int],
     blocks = [generator.integers(0, distinct, size, np.uint64) for size in sizes]
     hashes = np.concatenate([*blocks, np.zeros(0, np.uint64)])
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in (("RUN", 16), ("_SAMPLED", 2), ("BLOCK", 4)):
+        for name, size in (("RUN", 16), ("_SAMPLED", 2), ("BLOCK", 4), ("_BLOCKS_AT_ONCE", 3)):
             patch.setattr(sorted_file, name, size)
         path = tmp_path_factory.mktemp("index") / "keys/index"
         done: list[int] = []
@@ -176,9 +176,10 @@ def test_sorted_file(tmp_path_factory: pytest.TempPathFactory, sizes: list[int],
         assert sum(done) == 2 * len(hashes) and index.entries == len(hashes)
         assert [*path.parent.iterdir()] == [path]
         wanted = np.unique(np.concatenate([hashes, generator.integers(0, 2**63, 3, np.uint64)]))
-        which, rows = index.find(wanted, 1000)
-        expected = [(number, row) for number, one in enumerate(wanted) for row in np.flatnonzero(hashes == one)]
-        assert [*zip(which.tolist(), rows.tolist(), strict=True)] == expected
+        for some in (wanted, wanted[:: len(wanted) // 2 + 1]):
+            which, rows = index.find(some, 1000)
+            expected = [(number, row) for number, one in enumerate(some) for row in np.flatnonzero(hashes == one)]
+            assert [*zip(which.tolist(), rows.tolist(), strict=True)] == expected
         if len(hashes):
             data = bytearray(path.read_bytes())
             data[generator.integers(len(data))] ^= 1

@@ -158,7 +158,7 @@ class RowsRequest(BaseModel):
     keys: list[StrictInt | StrictStr] | None = Field(
         None, fail_fast=True, description="Values of this field, each of which one row has.", examples=[None]
     )
-    duplicates: Duplicates = Field("refuse", description=_DUPLICATES)
+    duplicates: Duplicates = Field("refuse", description=_DUPLICATES, examples=["refuse"])
     fields: list[str] | None = Field(
         None, max_length=_MAX_NAMES, description="Field names; default: inputs and labels.", examples=[None]
     )

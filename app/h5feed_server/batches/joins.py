@@ -83,6 +83,9 @@ class Joined:
             A job finds partners.
         """
         for join, other in self.others:
+            taken = next((one.name for one in self.dataset.fields if one.name.startswith(f"{other.name}/")), None)
+            if taken is not None:
+                raise BadParameter(f"join={join.dataset}: {self.dataset.name!r} has a field named {taken!r} itself")
             if join.key is not None:
                 self._rows_of(join, other)
             elif other.rows != self.dataset.rows:
@@ -122,11 +125,11 @@ class Joined:
         for name in wanted:
             whose, slash, bare = name.partition("/")
             as_stored = name in undecoded
-            if not slash:
+            if not slash or whose not in by_name:
+                if slash and name not in self._names():
+                    raise no_field(name, self._names(), "no joined dataset has the field")
                 found += each_row(self.dataset.chosen([name], [name] if as_stored else []))
                 continue
-            if whose not in by_name:
-                raise no_field(name, self._names(), "no joined dataset has the field")
             join, other = by_name[whose]
             (field,) = other.chosen([bare], [bare] if as_stored else [])
             found.append(SampledField(replace(field, name=name), RowMap(partial(self._partners, join, other))))

@@ -31,6 +31,9 @@ ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
 BLOCK = 512
 """Entries of a block, which is read and checked as a whole."""
 
+_BLOCKS_AT_ONCE = 64
+"""Blocks that are read together if most are needed."""
+
 RUN = 1 << 20
 """Entries that are sorted at a time."""
 
@@ -90,53 +93,53 @@ class SortedFile:
         # Blocks that may have each hash.
         first = np.maximum(np.searchsorted(self.fences, hashes, "left") - 1, 0)
         last = np.maximum(np.searchsorted(self.fences, hashes, "right") - 1, first)
-        which, rows, total = [], [], 0
-        if not self.entries:
+        if not self.entries or not len(hashes):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        if (int((last - first).max()) - 1) * BLOCK > limit:
+            raise _too_many(limit)
+        # Many blocks are read at a time where most of them are needed.
+        step = _BLOCKS_AT_ONCE if len(hashes) > len(self.fences) else 1
+        begins, counts = first // step, last // step - first // step + 1
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        spans = np.unique(np.repeat(begins, counts) + within)
+        which, rows, total = [], [], 0
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             raise Damaged from None
         try:
-            begin = 0
-            while begin < len(hashes):
-                begun, ended = int(first[begin]), int(last[begin])
-                end = begin + 1
-                if begun == ended:
-                    # All hashes of this block together, up to one that goes on in the next.
-                    end = int(min(np.searchsorted(one, begun, "right") for one in (first, last)))
-                wanted = hashes[begin:end]
-                if (ended - begun - 1) * BLOCK > limit:
+            for begin in (step * spans).tolist():
+                entries = self._blocks(descriptor, begin, min(begin + step, len(self.fences)))
+                least = int(np.searchsorted(last, begin, "left"))
+                wanted = hashes[least : int(np.searchsorted(first, begin + step - 1, "right"))]
+                left = np.searchsorted(entries["hash"], wanted, "left")
+                counts = np.searchsorted(entries["hash"], wanted, "right") - left
+                total += (found := int(counts.sum()))
+                if total > limit:
                     raise _too_many(limit)
-                for number in range(begun, ended + 1):
-                    block = self._block(descriptor, number)
-                    left = np.searchsorted(block["hash"], wanted, "left")
-                    counts = np.searchsorted(block["hash"], wanted, "right") - left
-                    total += (found := int(counts.sum()))
-                    if total > limit:
-                        raise _too_many(limit)
-                    own = np.repeat(np.arange(len(wanted)), counts)
-                    within = np.arange(found) - np.repeat(np.cumsum(counts) - counts, counts)
-                    which.append(begin + own)
-                    rows.append(block["row"][left[own] + within])
-                begin = end
+                own = np.repeat(np.arange(len(wanted)), counts)
+                within = np.arange(found) - np.repeat(np.cumsum(counts) - counts, counts)
+                which.append(least + own)
+                rows.append(entries["row"][left[own] + within])
         finally:
             os.close(descriptor)
         return _joined(which), _joined(rows)
 
-    def _block(self, descriptor: int, number: int) -> Entries:
-        """Read block `number`, and check it.
+    def _blocks(self, descriptor: int, begin: int, stop: int) -> Entries:
+        """Read blocks begin … stop-1, and check them.
 
         Raises
         ------
         Damaged
         """
-        count = min(BLOCK, self.entries - number * BLOCK)
+        count = min((stop - begin) * BLOCK, self.entries - begin * BLOCK)
         try:
-            data = os.pread(descriptor, count * ENTRY.itemsize, number * BLOCK * ENTRY.itemsize)
+            data = os.pread(descriptor, count * ENTRY.itemsize, begin * BLOCK * ENTRY.itemsize)
         except OSError:
             raise Damaged from None
-        if zlib.crc32(data) != self.sums[number] or len(data) != count * ENTRY.itemsize:
+        view, size = memoryview(data), BLOCK * ENTRY.itemsize
+        sums = [zlib.crc32(view[at : at + size]) for at in range(0, len(data), size)]
+        if len(data) != count * ENTRY.itemsize or sums != self.sums[begin:stop].tolist():
             raise Damaged
         return np.frombuffer(data, ENTRY)
 
