@@ -23,6 +23,7 @@ import pytest
 from h5feed.errors import BadParameter, TooLarge, WeightsUnknown
 from h5feed.weights import GivenWeights, class_balanced
 from h5feed_server.cli import main as server_main
+from h5feed_server.splits.weights_folder import WeightsFolder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -312,6 +313,30 @@ def test_bounds(data: Path, serve: Callable[..., ServerProcess]) -> None:
     small = serve(data, H5FEED_WEIGHTS_BYTES="400")
     with h5feed.connect(small.url, deadline=60) as feed, pytest.raises(TooLarge, match="H5FEED_WEIGHTS_BYTES = 400"):
         feed["a"].batch(0, weights=WEIGHTS)
+
+
+def test_who_has_most_loses_first(tmp_path: Path) -> None:
+    """Of too many arrays, the caller with most of them loses the one it used least recently, whoever adds the last."""
+    folder = WeightsFolder(tmp_path / "weights", 4 * 80, 100, 60)
+    values = np.ones(10)
+
+    def give(caller: str, number: int) -> str:
+        with folder.receive("a", caller, values.dtype) as arriving:
+            arriving.write((values * number).tobytes())
+            return arriving.finish()
+
+    digests = []
+    for number in range(1, 4):
+        digests.append(give("many", number))
+        for file in (tmp_path / "weights").iterdir():
+            # Used one after the other, whatever the resolution of the clock.
+            os.utime(file, (file.stat().st_mtime - 1, file.stat().st_mtime - 1))
+    few = give("few", 4)
+    assert folder.find("a", digests[0]) is not None
+    last = give("few", 5)
+    there = [digest for digest in [*digests, few, last] if folder.find("a", digest) is not None]
+    assert there == [digests[0], digests[2], few, last]
+    assert folder.find("b", few) is None
 
 
 def test_expiry(data: Path, serve: Callable[..., ServerProcess]) -> None:

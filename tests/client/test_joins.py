@@ -119,6 +119,7 @@ JOINS: dict[str, dict[str, npt.NDArray[Any]]] = {
     where=st.sampled_from([None, "labels in 0, 1"]),
     limit=st.sampled_from([None, 30]),
     draw=st.sampled_from([{}, {}, {"window": 7}, {"balance": True}, {"weights": "w", "epoch_rows": 70}]),
+    decoding=st.sampled_from([{}, {"decode": "server"}, {"decode": "client"}, {"compress": "zstd"}]),
 )
 def test_against_numpy(
     ds: h5feed.Dataset,
@@ -133,6 +134,7 @@ def test_against_numpy(
     where: str | None,
     limit: int | None,
     draw: dict[str, Any],
+    decoding: dict[str, Any],
 ) -> None:
     """The rows of numpy's lookup, each sample once, in any batch, in disjoint shards, from a second server, too."""
     inner = {"how": "inner"} if "part:id" in joins else {}
@@ -144,7 +146,7 @@ def test_against_numpy(
     fields = {name: values for join in joins for name, values in JOINS[join].items()} | {"images": IMAGES}
     seen, found = [], False
     for shard in range(shards):
-        batches = [*ds.batches(**options, shard=shard, fields=sorted(fields))]
+        batches = [*ds.batches(**options, **decoding, shard=shard, fields=sorted(fields))]
         for batch in batches:
             found = True
             for name, values in fields.items():

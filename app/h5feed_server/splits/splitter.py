@@ -498,7 +498,7 @@ class Splitter:
                 f"weights={named(digest)}: there are {len(weights)} weights, but dataset {dataset.name!r} has "
                 f"{dataset.rows} rows now"
             )
-        return weights.astype(np.float64)
+        return weights.astype(np.float64, copy=False)
 
     def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
         field = dataset.field(name)
