@@ -409,7 +409,7 @@ class Batcher:
     def cache_usage(self) -> dict[str, CacheUsage]:
         """Of all caches of this worker that are bounded by a setting, by name."""
         own = {"orders": self._orders.usage, "plans": self._plans.usage, "splits": self.splitter.cache_usage()}
-        return {**self.reader.cache_usage(), **own}
+        return {**self.reader.cache_usage(), **own, "joins": self._partners.usage}
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
         """The plan of an order, from the cache or new.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import AmbiguousKey, BadParameter, TooLarge
 from h5feed.stored.array_file import dump_arrays, load_arrays
-from h5feed.stored.byte_cache import ByteCache
+from h5feed.stored.byte_cache import ByteCache, CacheUsage
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
@@ -33,7 +33,7 @@ class Partners:
     Parameters
     ----------
     max_bytes : int
-        Memory for lists of partners.
+        Memory for lists of partners, and of rows that have some.
     """
 
     def __init__(
@@ -45,17 +45,20 @@ class Partners:
         self._jobs = jobs
         self._max_bytes = max_bytes
         self._kept: ByteCache[Rows] = ByteCache(max_bytes, timeout)
-        self._selected: ByteCache[Rows] = ByteCache(max_bytes, timeout)
         jobs.register(_KIND, "rows", self._work)
 
     def drop_old(self, seconds: float) -> None:
         """Drop lists that were not used for this many seconds."""
         self._kept.drop_old(seconds)
-        self._selected.drop_old(seconds)
+
+    @property
+    def usage(self) -> CacheUsage:
+        """Of the cache of partners."""
+        return self._kept.usage
 
     def selected(self, key: Hashable, select: Callable[[], Rows]) -> Rows:
         """Rows that have partners, from the cache or found by `select`."""
-        return self._selected.get(key, select, lambda rows: rows.nbytes)
+        return self._kept.get(key, select, lambda rows: rows.nbytes)
 
     def of(self, dataset: Dataset, key: str, other: Dataset, other_key: str) -> Rows:
         """For each row of `dataset`, the row of `other` that has the same key; -1: none.
