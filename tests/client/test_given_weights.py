@@ -29,6 +29,9 @@ from hypothesis import strategies as st
 
 from tests.support.server_process import ServerProcess
 
+HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
+"""Patient, and with a new connection for each request: servers are killed and started again."""
+
 ROWS = 60
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [40, 15, 5]))
 WEIGHTS = np.random.default_rng(1).random(ROWS)
@@ -168,19 +171,19 @@ def test_bad_arrays(ds: h5feed.Dataset, server: ServerProcess) -> None:
             ds.batch(0, weights=array)
     url = f"{server.url}/v1/datasets/a/weights"
     for values, why in [(array, why) for array, why in wrong[1:5]]:
-        answer = httpx.post(url, content=np.asarray(values, "<f8").tobytes(), headers=BINARY)
+        answer = HTTP.post(url, content=np.asarray(values, "<f8").tobytes(), headers=BINARY)
         assert answer.status_code == 400 and why in answer.json()["detail"], answer.text
     for body in (b"", bytes(479), bytes(481), bytes(8 * 61)):
-        answer = httpx.post(url, content=body, headers=BINARY)
+        answer = HTTP.post(url, content=body, headers=BINARY)
         assert answer.status_code == 400 and "480 bytes" in answer.json()["detail"], answer.text
         # The same without an announced length.
-        answer = httpx.post(url, content=iter([body]), headers=BINARY)
+        answer = HTTP.post(url, content=iter([body]), headers=BINARY)
         assert answer.status_code == 400 and "480 bytes" in answer.json()["detail"], answer.text
-    answer = httpx.post(url, content=WEIGHTS.tobytes(), params={"dtype": "int8"}, headers=BINARY)
+    answer = HTTP.post(url, content=WEIGHTS.tobytes(), params={"dtype": "int8"}, headers=BINARY)
     assert answer.json()["code"] == "bad_parameter"
-    answer = httpx.post(url, content=WEIGHTS.tobytes(), headers={"content-type": "text/plain"})
+    answer = HTTP.post(url, content=WEIGHTS.tobytes(), headers={"content-type": "text/plain"})
     assert answer.status_code == 400 and "application/octet-stream" in answer.json()["detail"]
-    assert httpx.post(url.replace("/a/", "/none/"), content=b"", headers=BINARY).status_code == 404
+    assert HTTP.post(url.replace("/a/", "/none/"), content=b"", headers=BINARY).status_code == 404
     plan = f"{server.url}/v1/datasets/a/plan"
     for value, code in [
         ("digest:" + 32 * "0", "weights_unknown"),
@@ -188,7 +191,7 @@ def test_bad_arrays(ds: h5feed.Dataset, server: ServerProcess) -> None:
         ("digest:" + 32 * "G", "bad_parameter"),
         ("digest", "field_not_found"),
     ]:
-        assert httpx.get(plan, params={"weights": value}).json()["code"] == code
+        assert HTTP.get(plan, params={"weights": value}).json()["code"] == code
     with pytest.raises(WeightsUnknown, match="POST /v1/datasets/a/weights"):
         ds.batch(0, weights="digest:" + 32 * "0")
     # A split in which all weights are 0.
@@ -201,16 +204,16 @@ def test_over_http(server: ServerProcess) -> None:
     """An array that is posted is answered with the value of the parameter; another dataset does not have it."""
     for dtype in ("float32", "float64"):
         body = WEIGHTS.astype(dtype).tobytes()
-        answer = httpx.post(f"{server.url}/v1/datasets/a/weights?dtype={dtype}", content=body, headers=BINARY)
+        answer = HTTP.post(f"{server.url}/v1/datasets/a/weights?dtype={dtype}", content=body, headers=BINARY)
         assert answer.status_code == 200
         told = answer.json()
         assert told["rows"] == ROWS and told["dtype"] == dtype and told["expires_in"] == 7 * 24 * 3600
         assert told["weights"] == GivenWeights.of(WEIGHTS.astype(dtype), ROWS, "")
         url = f"{server.url}/v1/datasets/a/batches/0"
-        one = httpx.get(url, params={"weights": told["weights"]})
-        other = httpx.get(url, params={"weights": "w" if dtype == "float64" else "narrow"})
+        one = HTTP.get(url, params={"weights": told["weights"]})
+        other = HTTP.get(url, params={"weights": "w" if dtype == "float64" else "narrow"})
         assert one.status_code == 200 and one.content == other.content and one.headers["etag"] != other.headers["etag"]
-        unknown = httpx.get(url.replace("/a/", "/b/"), params={"weights": told["weights"]})
+        unknown = HTTP.get(url.replace("/a/", "/b/"), params={"weights": told["weights"]})
         assert unknown.status_code == 404 and unknown.json()["code"] == "weights_unknown"
 
 
@@ -261,7 +264,7 @@ def test_killed_while_an_array_arrives(data: Path, serve: Callable[..., ServerPr
 
     url = f"{server.url}/v1/datasets/a/weights"
     with pytest.raises(httpx.TransportError):
-        httpx.post(url, content=body(), headers={**BINARY, "content-length": "480"}, timeout=60)
+        HTTP.post(url, content=body(), headers={**BINARY, "content-length": "480"}, timeout=60)
     server.start()
     with h5feed.connect(server.url, deadline=60) as feed:
         with pytest.raises(WeightsUnknown):
@@ -293,7 +296,7 @@ def test_tokens(data: Path, serve: Callable[..., ServerProcess], tmp_path: Path)
         unknown = http.get("/b/batches/0", params={"weights": named})
         assert unknown.json()["code"] == "weights_unknown"
     del headers["authorization"]
-    assert httpx.post(f"{server.url}/v1/datasets/a/weights", content=b"", headers=headers).status_code == 401
+    assert HTTP.post(f"{server.url}/v1/datasets/a/weights", content=b"", headers=headers).status_code == 401
 
 
 def test_bounds(data: Path, serve: Callable[..., ServerProcess]) -> None:

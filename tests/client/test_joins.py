@@ -35,6 +35,9 @@ from hypothesis import strategies as st
 
 from tests.support.server_process import ServerProcess
 
+HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
+"""Patient, and with a new connection for each request: servers are killed and started again."""
+
 ROWS, MORE = 90, 130
 GENERATOR = np.random.default_rng(0)
 IDS = GENERATOR.permutation(200)[:ROWS]
@@ -268,9 +271,9 @@ def test_revisions(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
         url = f"{server.url}/v1/datasets/a/batches/0"
         loose = {"join": "b", "fields": "b/x", "revision": joined.revision}
         (pin,) = joined.join_options["join"]
-        before, pinned = httpx.get(url, params=loose), httpx.get(url, params=loose | {"join": pin})
+        before, pinned = HTTP.get(url, params=loose), HTTP.get(url, params=loose | {"join": pin})
         assert before.headers["cache-control"] == "no-cache" and "immutable" in pinned.headers["cache-control"]
-        assert httpx.get(f"{server.url}/v1/datasets/a/plan", params=loose).json()["joined"] == {
+        assert HTTP.get(f"{server.url}/v1/datasets/a/plan", params=loose).json()["joined"] == {
             "b": pin.partition("@")[2]
         }
         os.unlink(tmp_path / "b.h5")
@@ -278,7 +281,7 @@ def test_revisions(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
             file["x"] = np.arange(6) * 3
         with pytest.raises(RevisionChanged):
             joined.batch(1, fields=["b/x"], batch_size=3)
-        after = httpx.get(url, params=loose, headers={"if-none-match": before.headers["etag"]})
+        after = HTTP.get(url, params=loose, headers={"if-none-match": before.headers["etag"]})
         assert after.status_code == 200 and after.headers["etag"] != before.headers["etag"]
         np.testing.assert_array_equal(feed["a"].batch(0, join="b", fields=["b/x"])["b/x"], np.arange(6) * 3)
 
@@ -296,7 +299,7 @@ def test_tokens(data: Path, serve: Callable[..., ServerProcess], tmp_path: Path)
     query = {"join": "beside", "fields": "beside/x"}
     url = f"{server.url}/v1/datasets/main/batches/0"
     statuses = [
-        httpx.get(url, params=query, headers={"authorization": f"Bearer {tokens[name]}"}).status_code
+        HTTP.get(url, params=query, headers={"authorization": f"Bearer {tokens[name]}"}).status_code
         for name in ("both", "one", "both", "one")
     ]
     assert statuses == [200, 404, 200, 404]
@@ -312,7 +315,7 @@ def test_a_job_joins_many_rows(tmp_path: Path, serve: Callable[..., ServerProces
     server = serve(tmp_path, "--workers", "2")
     url = f"{server.url}/v1/datasets/a/plan"
     with contextlib.suppress(httpx.TransportError):
-        httpx.get(url, params={"join": "b:id"}, timeout=0.5)
+        HTTP.get(url, params={"join": "b:id"}, timeout=0.5)
     server.kill()
     server.start()
     with h5feed.connect(server.url, deadline=120) as feed:

@@ -24,6 +24,9 @@ from hypothesis import strategies as st
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
+HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
+"""Patient, and with a new connection for each request: servers are killed and started again."""
+
 ROWS = 500
 GENERATOR = np.random.default_rng(0)
 ORDER = GENERATOR.permutation(ROWS)
@@ -92,12 +95,12 @@ def test_get(server: ServerProcess) -> None:
     """``key=`` and ``value=`` in a URL, which can be cached."""
     url = f"{server.url}/v1/datasets/a/rows"
     query: list[tuple[str, str]] = [("key", "name"), ("value", NAMES[7]), ("value", NAMES[3]), ("fields", "x")]
-    answer = httpx.get(url, params=[*query, ("format", "json")])
+    answer = HTTP.get(url, params=[*query, ("format", "json")])
     assert answer.status_code == 200, answer.text
     assert "etag" in answer.headers
-    again = httpx.get(url, params=[*query, ("format", "json")], headers={"if-none-match": answer.headers["etag"]})
+    again = HTTP.get(url, params=[*query, ("format", "json")], headers={"if-none-match": answer.headers["etag"]})
     assert again.status_code == 304
-    assert httpx.get(url, params={"key": "kind", "value": "3", "duplicates": "all", "format": "npz"}).status_code == 200
+    assert HTTP.get(url, params={"key": "kind", "value": "3", "duplicates": "all", "format": "npz"}).status_code == 200
     for bad, code in [
         ({"key": "name"}, "bad_parameter"),
         ({"value": "a"}, "bad_parameter"),
@@ -113,7 +116,7 @@ def test_get(server: ServerProcess) -> None:
         ({"key": "real", "value": "3"}, "unsupported_field"),
         ({"key": "wide", "value": "3"}, "unsupported_field"),
     ]:
-        answer = httpx.get(url, params=bad)
+        answer = HTTP.get(url, params=bad)
         assert answer.json()["code"] == code, (bad, answer.text)
 
 
@@ -131,7 +134,7 @@ def test_post(server: ServerProcess) -> None:
         ({"keys": [None], "key": "number"}, "bad_parameter"),
         ({f"m{number}": 1 for number in range(20_000)}, "too_large"),
     ]:
-        answer = httpx.post(url, json=body)
+        answer = HTTP.post(url, json=body)
         assert answer.json()["code"] == code, (body, answer.text)
 
 
@@ -237,7 +240,7 @@ def test_a_job_builds_the_index(tmp_path: Path, serve: Callable[..., ServerProce
     keys = order[wanted]
     server = serve(folder, "--workers", "2")
     url = f"{server.url}/v1/datasets/many/rows"
-    answer = httpx.get(url, params={"key": "id", "value": "5"}, headers={"prefer": "wait=0"})
+    answer = HTTP.get(url, params={"key": "id", "value": "5"}, headers={"prefer": "wait=0"})
     assert answer.status_code in (200, 202)
     server.kill()
     server.start()
