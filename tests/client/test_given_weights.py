@@ -109,8 +109,8 @@ def test_draws_like_a_field(
         np.testing.assert_array_equal(batch["x"], batch.rows.astype(np.float32))
 
 
-def test_every_loop(ds: h5feed.Dataset) -> None:
-    """The loops take an array, and draw by it; the state is resumed."""
+def test_every_loop(ds: h5feed.Dataset, server: ServerProcess) -> None:
+    """The loops take an array, and draw by it; the state is resumed, and the record names the array by its digest."""
     options: dict[str, Any] = {"batch_size": 8, "shuffle": True, "seed": 3, "weights": WEIGHTS}
     expected = [row for batch in drawn(ds, shuffle=True, seed=3, weights="w") for row in batch]
     kinds: list[Callable[..., Any]] = [ds.sequence, ds.loader]
@@ -130,6 +130,8 @@ def test_every_loop(ds: h5feed.Dataset) -> None:
         int
     )
     assert rest.tolist() == expected[16:]
+    reopened = h5feed.reopen(loader.source().json(), server.url, deadline=60)
+    assert [row for batch in reopened.batches() for row in batch.rows.tolist()] == expected
     other = ds.loader(x="x", y=None, class_mode="raw", **{**options, "weights": WEIGHTS + 1})
     with pytest.raises(BadParameter, match="weights=digest:"):
         other.load_state_dict(state)
