@@ -21,9 +21,6 @@ from ..storage.reader import Reader
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-MASK = ".mask"
-"""Suffix of the bool tensor that says which rows of a sample are real."""
-
 
 _WORTH_TAKING = 0.8
 """If at most this share of the rows of a batch are distinct, each is read once, and then copied to its places."""

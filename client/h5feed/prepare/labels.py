@@ -143,29 +143,32 @@ class Labels:
         return self._index_of[value] if self._is_renumbered or self._mode == "binary" else int(value)
 
     def ids(self, batch: Batch) -> npt.NDArray[Any]:
-        """Class numbers, (rows,) ints; the stored values if the field does not hold classes."""
+        """Class numbers, (rows,) ints, or (rows, several) if samples have several rows; the stored values if the field
+        does not hold classes."""
         if self._is_text:
             return np.array([self._index_of[text] for text in batch.text(self.name)], np.int64)
         stored = batch[self.name]
+        # Samples of several rows have axes between those of the batch and of a row.
+        axes = stored.ndim - len(self._dataset.fields[self.name].shape)
         if self._chosen is not None:
-            return self._renumbered(stored.reshape(-1))
+            return self._renumbered(stored.reshape(stored.shape[:axes]))
         if self._is_scalar and self._mode == "binary":
-            is_second: npt.NDArray[Any] = stored.reshape(-1) == self.values[1]
+            is_second: npt.NDArray[Any] = stored.reshape(stored.shape[:axes]) == self.values[1]
             return is_second.astype(np.int64)
         if self._is_whole:
-            return stored.reshape(-1)
+            return stored.reshape(stored.shape[:axes])
         if self._is_wide and self.are_classes:
-            positions: npt.NDArray[Any] = stored.argmax(axis=1)
+            positions: npt.NDArray[Any] = stored.argmax(axis=-1)
             return positions
         return stored
 
     def _renumbered(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The numbers of the chosen classes, (rows,) int64, from stored values, (rows,)."""
+        """The numbers of the chosen classes, int64, from stored values of the same shape."""
         values, numbers = self._sorted
         places = np.minimum(np.searchsorted(values, stored), len(values) - 1)
         others = np.flatnonzero(values[places] != stored)
         if len(others):
-            raise BadAnswer(f"received a row of class {stored[others[0]]}, which is not one of classes=")
+            raise BadAnswer(f"received a row of class {stored.reshape(-1)[others[0]]}, which is not one of classes=")
         return numbers[places]
 
     @cached_property
@@ -202,10 +205,11 @@ class Labels:
             return self.ids(batch)
         if self._is_wide:
             return batch[self.name].astype(np.float32, copy=False)
-        ids = self.ids(batch).reshape(-1).astype(np.intp)
-        one_hot = np.zeros((len(ids), self.count), np.float32)
-        one_hot[np.arange(len(ids)), ids] = 1.0
-        return one_hot
+        ids = self.ids(batch)
+        places = ids.reshape(-1).astype(np.intp)
+        one_hot = np.zeros((len(places), self.count), np.float32)
+        one_hot[np.arange(len(places)), places] = 1.0
+        return one_hot.reshape(*ids.shape, self.count)
 
 
 _SHOWN = 8

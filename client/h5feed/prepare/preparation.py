@@ -6,7 +6,7 @@ at a time, so a transform need not be thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Names
 from typing import Any
 
@@ -72,6 +72,8 @@ class Preparation:
     seed, shard : int
     split_options : mapping, optional
         Options of `Dataset.splits`.
+    masks : mapping of str to str, optional
+        Masks of samples of several rows, by name, with their fields. They can be named in `x` and `sample_weight`.
 
     Attributes
     ----------
@@ -117,23 +119,26 @@ class Preparation:
         seed: int = 0,
         shard: int = 0,
         split_options: Mapping[str, Any] | None = None,
+        masks: Mapping[str, str] | None = None,
     ) -> None:
         if class_mode is not None and class_mode not in CLASS_MODES:
             raise BadParameter(f"class_mode={class_mode!r} must be one of {', '.join(map(repr, CLASS_MODES))} or None")
         no_targets = class_mode in (None, "input")
         # A field named as a target is not a default input, and vice versa: the model could just copy it.
-        self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)))
+        masks = masks or {}
+        self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)), masks)
         self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)))
         self._weight = sample_weight
         self.inputs, self.targets = self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
             raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
-        for name in self._x.names:
+        stored = [name for name in self._x.names if name not in masks]
+        for name in stored:
             if dataset.fields[name].dtype == "string":
                 raise BadParameter(f"the field {name!r} is text, but a model needs numbers")
         wanted = [*self._x.names, *self._y.names, *([sample_weight] if sample_weight else [])]
-        self.fields = list(dict.fromkeys(wanted))
+        self.fields = list(dict.fromkeys(masks.get(name, name) for name in wanted))
         _check_known(dataset, self.fields)
         self._is_autoencoder = class_mode == "input"
         self.classes = classes
@@ -145,7 +150,7 @@ class Preparation:
         self.no_targets = no_label(dataset, self._x.names) if expected else None
         self._scales = {
             name: scale
-            for name in self._x.names
+            for name in stored
             if (scale := scale_of(dataset, name, split, rescale, mean, std, split_options or {})) is not None
         }
         self._pool = BufferPool(POOL_BYTES)
@@ -231,14 +236,21 @@ def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
 class _Fields:
     """The chosen fields of one role, and the structure in which a model gets them."""
 
-    def __init__(self, dataset: RemoteDataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
+    def __init__(
+        self,
+        dataset: RemoteDataset,
+        role: str,
+        chosen: FieldNames | None,
+        others: Names[str],
+        masks: Collection[str] = (),
+    ) -> None:
         if chosen is None:
             known = dataset.fields_of_role(role) or _only_text(dataset, role)
             chosen = [name for name in known if name not in others]
         self.names = _names(chosen)
         self._keys = list(chosen) if isinstance(chosen, Mapping) else None
         self._as_tuple = isinstance(chosen, tuple)
-        _check_known(dataset, self.names)
+        _check_known(dataset, [name for name in self.names if name not in masks])
 
     def arranged(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
         """The arrays as None, an array, a tuple or a dict."""
