@@ -128,3 +128,132 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
                     np.testing.assert_array_equal(batch[name][place], expected[key])
                     np.testing.assert_array_equal(batch[f"{name}.mask"][place], mask)
     assert sorted(seen) == list(range(sum(LENGTHS)))
+
+
+class Reference:
+    """Windows by plain loops over lists."""
+
+    def __init__(self, split: list[int], episodes: list[int], options: dict[str, Any]) -> None:
+        self._options = options
+        self._runs: list[list[int]] = []
+        for row in split:
+            if self._runs and self._runs[-1][-1] == row - 1 and episodes[row - 1] == episodes[row]:
+                self._runs[-1].append(row)
+            else:
+                self._runs.append([row])
+        self.run_of = {row: run for run in self._runs for row in run}
+
+    def offsets(self, field: str) -> int | list[int]:
+        own = self._options.get("offsets", {}).get(field)
+        if own is not None:
+            return own if isinstance(own, int) else list(own)
+        length, rate = self._options.get("sequence_length"), self._options.get("sampling_rate", 1)
+        return 0 if length is None else [rate * step for step in range(length)]
+
+    def samples(self) -> list[int]:
+        every = [0]
+        for name in (None, *self._options.get("offsets", {})):
+            own = self.offsets(name)
+            every += [own] if isinstance(own, int) else own
+        found = []
+        for run in self._runs:
+            anchors = run
+            if self._options.get("ends") != "pad":
+                anchors = [row for row in run if all(row + offset in run for offset in every)]
+            found += anchors[:: self._options.get("sequence_stride", 1)]
+        return found
+
+    def rows(self, sample: int, field: str) -> tuple[Any, Any]:
+        """Row ids of a field of a sample, and which of them are real."""
+        run, own = self.run_of[sample], self.offsets(field)
+        wanted = [sample + offset for offset in ([own] if isinstance(own, int) else own)]
+        rows, real = [min(max(row, run[0]), run[-1]) for row in wanted], [row in run for row in wanted]
+        return (rows[0], real[0]) if isinstance(own, int) else (rows, real)
+
+
+_OFFSETS = st.one_of(
+    st.integers(-4, 5),
+    st.lists(st.integers(-3, 4), min_size=1, max_size=4),
+    st.builds(range, st.integers(-3, 0), st.integers(1, 5), st.integers(1, 2)),
+)
+FIELDS = ["x", "packed", "target"]
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of orders whose samples are windows."""
+    options: dict[str, Any] = {"fields": FIELDS}
+    has_length = draw(st.booleans())
+    if has_length:
+        options |= {"sequence_length": draw(st.integers(1, 4)), "sampling_rate": draw(st.integers(1, 2))}
+    if draw(st.booleans()) or not has_length:
+        options["offsets"] = draw(st.dictionaries(st.sampled_from(FIELDS), _OFFSETS, min_size=1))
+    options |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "sequence_stride": st.integers(1, 4),
+                "ends": st.sampled_from(["drop", "pad"]),
+                "episode": st.sampled_from(["trial", "none"]),
+                "shuffle": st.just(True),
+                "seed": st.integers(0, 3),
+                "epoch": st.integers(0, 3),
+                "where": st.sampled_from(["target >= 11", "target < 40"]),
+                "limit": st.integers(1, 9),
+            },
+        )
+    )
+    return options
+
+
+def _expected(batch: h5feed.Batch, reference: Reference) -> None:
+    for field in FIELDS:
+        found = [reference.rows(row, field) for row in batch.rows.tolist()]
+        source = SERIES["x" if field == "packed" else field]
+        np.testing.assert_array_equal(batch[field], source[np.array([rows for rows, _ in found])])
+        if f"{field}.mask" in batch:
+            np.testing.assert_array_equal(batch[f"{field}.mask"], [real for _, real in found])
+        else:
+            assert all(np.all(real) for _, real in found)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(options=orders(), batch_size=st.integers(1, 9), shards=st.integers(1, 3), split=st.sampled_from(["all", "val"]))
+def test_equal_to_plain_loops(
+    series: h5feed.Dataset, options: dict[str, Any], batch_size: int, shards: int, split: str
+) -> None:
+    """The rows of each sample, each sample once over all shards, and any batch alike when asked for alone."""
+    rows = list(range(SERIES_ROWS))
+    if split == "val":
+        options["val"] = 1 if options.get("episode") == "trial" else 0.4
+        rows = series.split_rows("val", **{name: options[name] for name in options if name in _OF_SPLITS}).tolist()
+    episodes = IDS.tolist() if options.get("episode") == "trial" else [0] * SERIES_ROWS
+    reference = Reference(rows, episodes, options)
+    samples = reference.samples()
+    if not samples:
+        with pytest.raises(BadParameter, match="spans"):
+            series.plan(split, **options)
+        return
+    if condition := options.get("where"):
+        samples = [row for row in samples if (row >= 11 if ">=" in condition else row < 40)]
+    samples = samples[: options.get("limit")]
+    seen: list[int] = []
+    for shard in range(shards):
+        last = {} if shards == 1 else {"last": "pad"}
+        order = {**options, "batch_size": batch_size, "shard": shard, "shards": shards, **last}
+        batches = list(series.batches(split, **order))
+        for index, batch in enumerate(batches):
+            _expected(batch, reference)
+            real = np.ones(len(batch.rows), bool) if batch.weight is None else batch.weight > 0
+            seen += batch.rows[real].tolist()
+            if index % 3 == 1:
+                alone = series.batch(index, split=split, **order)
+                assert {name: array.tobytes() for name, array in alone.items()} == {
+                    name: array.tobytes() for name, array in batch.items()
+                }
+    assert sorted(seen) == samples
+    if shards == 1 and not options.get("shuffle"):
+        assert seen == samples
+
+
+_OF_SPLITS = ("val", "sequence_length", "sampling_rate", "offsets", "ends", "episode", "sequence_stride")
