@@ -1,4 +1,4 @@
-"""Sequences of a robot's demonstrations, in a file as robomimic writes it: through the client, and by slices of h5py."""
+"""Sequences of a robot's demonstrations, in a file as robomimic writes it: by the client, and by slices of h5py."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def _windows(dataset: h5feed.Dataset) -> Turn:
     epochs = itertools.count()
 
     def turn() -> int:
-        batches = dataset.batches(batch_size=_BATCH, connections=CONNECTIONS, epoch=next(epochs), **_OPTIONS)
+        options: OrderOptions = {**_OPTIONS, "epoch": next(epochs)}
+        batches = dataset.batches(batch_size=_BATCH, connections=CONNECTIONS, **options)
         samples = 0
         with contextlib.closing(batches):
             for batch in itertools.islice(batches, _BATCHES):

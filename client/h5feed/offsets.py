@@ -1,7 +1,8 @@
 """Windows of rows: which rows, relative to the row of a sample, each field of the sample has.
 
 The form in URLs is ``offsets=image:-1,0;action:0..15``: names are percent-encoded, ``a..b`` includes both ends, and
-``a..b/s`` is every s-th. One number without ``..`` or comma adds no axis.
+``a..b/s`` is every s-th. One number without ``..`` or comma adds no axis. ``next=image:1`` gives rows of a field under
+another name, in addition to those of the field.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from .errors import BadParameter
@@ -26,32 +27,41 @@ MAX_OFFSET = 1 << 40
 Offsets = int | tuple[int, ...]
 """Offsets of a field: one number, which adds no axis, or several."""
 
+
+class Taken(NamedTuple):
+    """Rows of which field, relative to the row of a sample."""
+
+    field: str
+    offsets: Offsets
+
+
 _ITEM = re.compile(r"(-?\d{1,13})(?:\.\.(-?\d{1,13})(?:/(\d{1,13}))?)?")
 
 _EXAMPLE = "such as image:-1,0;action:0..15"
 
 
-def parse_offsets(text: str) -> dict[str, Offsets]:
-    """The offsets of each field, from the form in URLs.
+def parse_offsets(text: str) -> dict[str, Taken]:
+    """The offsets of fields, by the name of the field or by another one, from the form in URLs.
 
     Raises
     ------
     BadParameter
     """
-    found: dict[str, Offsets] = {}
+    found: dict[str, Taken] = {}
     for part in text.split(";"):
-        name, colon, items = part.rpartition(":")
-        if not name or not colon:
+        names, colon, items = part.rpartition(":")
+        name, equals, field = names.partition("=")
+        if not colon or not name or (equals and not field):
             raise BadParameter(f"offsets={text!r:.300}: {part!r:.100} must be NAME:OFFSETS, {_EXAMPLE}")
         name = unquote(name)
         if name in found:
             raise BadParameter(f"offsets={text!r:.300}: {name!r} is named twice")
-        found[name] = _checked(name, _parsed(name, items))
+        found[name] = Taken(unquote(field) if equals else name, _checked(name, _parsed(name, items)))
     return found
 
 
-def offsets_of(given: str | Mapping[str, Any]) -> dict[str, Offsets]:
-    """The offsets of each field, from the form in URLs, or from integers or sequences of them by field name.
+def offsets_of(given: str | Mapping[str, Any]) -> dict[str, Taken]:
+    """The offsets of fields, from the form in URLs, or from a dict: see `h5feed.options.WindowOptions`.
 
     Raises
     ------
@@ -61,8 +71,11 @@ def offsets_of(given: str | Mapping[str, Any]) -> dict[str, Offsets]:
         return parse_offsets(given)
     if not isinstance(given, Mapping):
         raise BadParameter(f"offsets={given!r:.300} must be a dict: {{'image': [-1, 0], 'action': range(16)}}")
-    found: dict[str, Offsets] = {}
+    found: dict[str, Taken] = {}
     for name, value in given.items():
+        field = name
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+            field, value = value
         is_one = not isinstance(value, str) and hasattr(value, "__index__") and not hasattr(value, "__len__")
         try:
             if not is_one and len(value) > MAX_OFFSETS:
@@ -72,14 +85,25 @@ def offsets_of(given: str | Mapping[str, Any]) -> dict[str, Offsets]:
             raise BadParameter(
                 f"offsets of {name!r}: {value!r:.100} must be an integer, or a list or range of integers"
             ) from None
-        found[name] = _checked(name, offsets)
+        found[name] = Taken(field, _checked(name, offsets))
     if not found:
         raise BadParameter(f"offsets={given!r} names no field: leave it out, or give a dict by field name")
     return found
 
 
-def offsets_by_field(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Offsets]:
-    """The offsets of fields, without those whose rows are the samples' own, from the options of an order.
+def renamed(options: Mapping[str, Any]) -> dict[str, str]:
+    """The fields whose rows an order has under other names, too: field by name.
+
+    Raises
+    ------
+    BadParameter
+    """
+    named = {} if options.get("offsets") is None else offsets_of(options["offsets"])
+    return {name: own.field for name, own in named.items() if name != own.field}
+
+
+def offsets_by_name(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Offsets]:
+    """The offsets of fields, by their own names or by others, without those whose rows are the samples' own.
 
     Raises
     ------
@@ -88,17 +112,24 @@ def offsets_by_field(options: Mapping[str, Any], names: Iterable[str]) -> dict[s
     named = {} if options.get("offsets") is None else offsets_of(options["offsets"])
     length = options.get("sequence_length")
     others = 0 if length is None else tuple(range(min(int(length), MAX_OFFSETS)))
-    return {name: own for name in names if (own := named.get(name, others)) != 0}
+    every = {name: named[name].offsets if name in named else others for name in names}
+    return {name: own for name, own in every.items() if own != 0}
 
 
-def masks_of(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """The masks that batches of an order can have, by name, with their fields."""
-    return {name + MASK: name for name in offsets_by_field(options, names)} if options.get("ends") == "pad" else {}
+def masks_of(options: Mapping[str, Any], fields: Iterable[str]) -> dict[str, str]:
+    """The masks that batches of an order can have, by name, with the names that they belong to."""
+    if options.get("ends") != "pad":
+        return {}
+    return {name + MASK: name for name in offsets_by_name(options, [*fields, *renamed(options)])}
 
 
-def offsets_text(offsets: Mapping[str, Offsets]) -> str:
+def offsets_text(offsets: Mapping[str, Taken]) -> str:
     """The form in URLs, which is the same for equal offsets."""
-    return ";".join(f"{quote(name, safe='')}:{_text(own)}" for name, own in sorted(offsets.items()))
+    return ";".join(f"{_names(name, own.field)}:{_text(own.offsets)}" for name, own in sorted(offsets.items()))
+
+
+def _names(name: str, field: str) -> str:
+    return quote(name, safe="") if name == field else f"{quote(name, safe='')}={quote(field, safe='')}"
 
 
 def axes_of(offsets: Offsets) -> tuple[int, ...]:

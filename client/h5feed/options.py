@@ -30,9 +30,9 @@ class WindowOptions(TypedDict, total=False):
     """A sample begins every so many rows; default: 1."""
     sampling_rate: int | None
     """Step between the rows of a sequence; default: 1."""
-    offsets: Mapping[str, int | Sequence[int]] | str | None
+    offsets: Mapping[str, int | Sequence[int] | tuple[str, int | Sequence[int]]] | str | None
     """Rows of single fields, relative to the sample's own row: ``{"image": [-1, 0], "action": range(16)}``. An int,
-    such as ``{"target": 24}``, adds no axis."""
+    such as ``{"target": 24}``, adds no axis. ``{"next": ("image", 1)}`` adds rows of a field under another name."""
     ends: Literal["drop", "pad"] | None
     """``drop``, the default: samples that reach over an end of their episode are left out. ``pad``: the first or last
     row is repeated, and ``NAME.mask`` is False there."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any, NoReturn, TypeVar, Unpack, overload
@@ -35,7 +36,7 @@ from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Pace
-from .offsets import Offsets, offsets_by_field, offsets_of, offsets_text
+from .offsets import Offsets, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -485,7 +486,7 @@ class RemoteDataset:
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
-            only_tensors=_ONLY_TENSORS if self._offsets(asked) else "",
+            only_tensors=_ONLY_TENSORS if self._offsets(asked) or renamed(asked) else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -677,11 +678,16 @@ class RemoteDataset:
         of_roles = {*self.fields_of_role("input"), *self.fields_of_role("label")}
         # In the order of the server, which is that of all fields.
         found = [name for name in self.fields if name in of_roles]
-        return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        found = found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        return [*found, *renamed(asked)]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """The expected tensors of a response. Unknown fields are left to the server to reject."""
-        fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
+        known = dict(self.fields)
+        for name, field in renamed(asked).items():
+            if field in known:
+                known.setdefault(name, replace(known[field], name=name))
+        fields = [known[name] for name in self._chosen(asked) if name in known]
         return Frame.of(
             self.rows,
             fields,
@@ -692,8 +698,8 @@ class RemoteDataset:
         )
 
     def _offsets(self, asked: Mapping[str, Any]) -> dict[str, Offsets]:
-        """Offsets of the requested fields whose rows are not the samples' own."""
-        return offsets_by_field(asked, self._chosen(asked))
+        """Offsets of the requested fields whose rows are not the samples' own, by name."""
+        return offsets_by_name(asked, self._chosen(asked))
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
-from h5feed.errors import BadParameter, UnsupportedField
+from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -94,10 +94,7 @@ def robomimic_sequence(
     begin, end = max(0, index - before), min(length, index + seq_length)
     begin_pad, end_pad = max(0, before - index), max(0, index + seq_length - length)
     found = {
-        key: np.concatenate(
-            [np.repeat(demo[key][begin : begin + 1], begin_pad, 0), demo[key][begin:end]]
-            + [np.repeat(demo[key][end - 1 : end], end_pad, 0)]
-        )
+        key: np.concatenate([demo[key][[begin] * begin_pad], demo[key][begin:end], demo[key][[end - 1] * end_pad]])
         for key in keys
     }
     return found, np.array([False] * begin_pad + [True] * (end - begin) + [False] * end_pad)
@@ -257,3 +254,297 @@ def test_equal_to_plain_loops(
 
 
 _OF_SPLITS = ("val", "sequence_length", "sampling_rate", "offsets", "ends", "episode", "sequence_stride")
+
+
+def _windows(batches: Any, *names: str) -> dict[str, list[Any]]:
+    """The rows of samples, and their fields as lists."""
+    found: dict[str, list[Any]] = {name: [] for name in ("rows", *names)}
+    for batch in batches:
+        found["rows"] += batch.rows.tolist()
+        for name in names:
+            found[name] += batch[name].tolist()
+    return found
+
+
+def test_sequences_end_with_their_episode(robot: h5feed.Dataset) -> None:
+    """Groups are episodes: without padding, sequences begin where they fit, every so many rows."""
+    expected: list[int] = []
+    for first, length in zip(np.cumsum([0, *LENGTHS]).tolist(), LENGTHS, strict=False):
+        expected += range(first, first + length - 4, 3)
+    found = _windows(robot.batches(sequence_length=5, sequence_stride=3, fields=["actions"]), "actions")
+    assert found["rows"] == expected
+    np.testing.assert_array_equal(found["actions"], [EVERY["actions"][row : row + 5] for row in expected])
+
+
+def test_the_whole_dataset_may_be_one_episode(robot: h5feed.Dataset) -> None:
+    """With episode=none, sequences go on in the next group."""
+    assert robot.plan(sequence_length=5, episode="none").rows == sum(LENGTHS) - 4
+    assert robot.plan(sequence_length=5).rows == sum(max(0, length - 4) for length in LENGTHS)
+
+
+def test_a_forecast(series: h5feed.Dataset) -> None:
+    """As `keras.utils.timeseries_dataset_from_array` does it: a window, and the target that follows it."""
+    data, targets = SERIES["x"][:-12], SERIES["target"][12:]
+    found = _windows(
+        series.batches(
+            fields=["x", "target"], sequence_length=4, sampling_rate=3, sequence_stride=2, offsets={"target": 12}
+        ),
+        "x",
+        "target",
+    )
+    assert found["rows"] == list(range(0, SERIES_ROWS - 12, 2))
+    for sample, window, target in zip(found["rows"], found["x"], found["target"], strict=True):
+        if sample + 10 <= len(data):
+            np.testing.assert_array_equal(window, data[sample : sample + 10 : 3])
+        assert target == targets[sample]
+
+
+def test_a_field_under_another_name(series: h5feed.Dataset) -> None:
+    """Input and target can be rows of one field; `fields` can name either."""
+    options: dict[str, Any] = {"sequence_length": 4, "offsets": {"next": ("target", 4)}, "ends": "pad"}
+    batch = series.batch(1, batch_size=8, **options)
+    assert batch["target"].shape == (8, 4) and batch["next"].tolist() == list(range(12, 20))
+    assert batch["next.mask"].all()
+    assert sorted(series.batch(0, fields=["next"], **options)) == ["next", "next.mask"]
+    assert dict(series.batch(0, fields=[], **options)) == {}
+    loader = series.loader(x="x", y=["target", "next"], **options)
+    _, y = next(iter(loader))
+    assert y["target"].shape == (32, 4) and y["next"].shape == (32,)
+    train = series.sequence("train", x="x", y="next", sample_weight="next.mask", shuffle=True, val=0.2, **options)
+    assert sorted(train.row_ids.tolist()) == list(range(48))
+    assert train[0][1].shape == train[0][2].shape == (32,)
+
+
+def test_splits_have_whole_episodes(robot: h5feed.Dataset) -> None:
+    """Where there are episodes, they are divided, and the plan and the report say so."""
+    options: dict[str, Any] = {"sequence_length": 3, "val": 2, "test": 1}
+    rows_of: dict[str, set[int]] = {}
+    for split in ("train", "val", "test"):
+        batches = list(robot.batches(split, fields=["episode"], **options, offsets={"episode": 0}))
+        assert batches
+        rows_of[split] = {row + step for batch in batches for row in batch.rows.tolist() for step in range(3)}
+        assert rows_of[split] <= set(robot.split_rows(split, **options).tolist())
+    numbers = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    episodes = {split: set(numbers[list(rows)].tolist()) for split, rows in rows_of.items()}
+    assert not episodes["train"] & episodes["val"] and not (episodes["train"] | episodes["val"]) & episodes["test"]
+    assert "episodes are divided" in (robot.plan("val", **options).note or "")
+    report = robot.splits(**options)
+    assert "episodes are divided" in report["note"] and report["splits"]["val"]["groups"] == 2
+    assert report["method"] == "GroupShuffleSplit" and report["group"] == "__pieces__"
+
+
+def test_splits_by_position(series: h5feed.Dataset) -> None:
+    """Without episodes, val and test are at the end, and no row is in samples of two splits."""
+    options: dict[str, Any] = {"sequence_length": 4, "offsets": {"x": range(-2, 1)}, "val": 0.2, "test": 10}
+    last = -1
+    for split in ("train", "val", "test"):
+        samples = [row for batch in series.batches(split, **options) for row in batch.rows.tolist()]
+        assert min(samples) - 2 > last
+        last = max(samples) + 3
+    assert last == SERIES_ROWS - 1
+    assert "divided by position" in series.splits(**options)["note"]
+    assert "divided by position" in (series.plan("train", **options).note or "")
+
+
+def test_splits_by_a_field_of_episodes(series: h5feed.Dataset) -> None:
+    """Parts of one episode that are not next to each other are in the same split, and no sample has rows of both."""
+    options: dict[str, Any] = {"sequence_length": 2, "episode": "trial", "val": 1, "fields": ["trial"]}
+    found = {split: _windows(series.batches(split, **options), "trial")["trial"] for split in ("train", "val")}
+    of_split = {split: {one for pair in pairs for one in pair} for split, pairs in found.items()}
+    assert all(first == second for pairs in found.values() for first, second in pairs)
+    assert not of_split["train"] & of_split["val"] and of_split["train"] | of_split["val"] == {3, 5, 7}
+
+
+def test_stored_splits(robot: h5feed.Dataset) -> None:
+    """Samples of a stored split are of its episodes."""
+    starts = np.cumsum([0, *LENGTHS])
+    expected = [row for number in (0, 1, 3, 4) for row in range(starts[number], starts[number + 1] - 1)]
+    assert [row for batch in robot.batches("train", sequence_length=2) for row in batch.rows.tolist()] == expected
+
+
+def test_filters_choose_samples(series: h5feed.Dataset) -> None:
+    """Only the sample's own row has to meet the condition."""
+    found = _windows(series.batches(where="target >= 30", offsets={"target": [-9, 0]}, fields=["target"]), "target")
+    assert found["rows"] == list(range(30, SERIES_ROWS))
+    assert found["target"][0] == [21, 30]
+
+
+def test_text_at_an_offset(series: h5feed.Dataset) -> None:
+    """Rows that differ in length can be of another row, but not several rows."""
+    for batch in series.batches(offsets={"words": 3}, fields=["words", "target"], batch_size=7):
+        assert batch.text("words") == [f"row {row + 3}" for row in batch.rows]
+        assert batch["target"].tolist() == batch.rows.tolist()
+    with pytest.raises(BadParameter, match="differ in length"):
+        series.plan(sequence_length=2, fields=["words"])
+    assert series.plan(sequence_length=2, fields=["words", "x"], offsets={"words": 0}).rows == SERIES_ROWS - 1
+
+
+def test_any_server_sends_the_same(server: ServerProcess, tmp_path: Path, feed: h5feed.Feed) -> None:
+    """A second server, over TCP and without files at hand, sends the same bytes."""
+    options: dict[str, Any] = {
+        "sequence_length": 3,
+        "offsets": {"obs.image": [-1, 0]},
+        "ends": "pad",
+        "fields": ["obs.image", "actions", "rewards"],
+        "shuffle": True,
+        "batch_size": 5,
+    }
+    other = ServerProcess(server.folder, tmp_path / "cache")
+    try:
+        with h5feed.connect(other.url, local=False, deadline=60) as second:
+            pairs = zip(feed["robot"].batches(**options), second["robot"].batches(**options), strict=True)
+            for one, two in pairs:
+                assert {name: array.tobytes() for name, array in one.items()} == {
+                    name: array.tobytes() for name, array in two.items()
+                }
+    finally:
+        assert other.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sequence_stride": 2}, "needs sequence_length or offsets"),
+        ({"ends": "pad"}, "needs sequence_length or offsets"),
+        ({"episode": "trial"}, "needs sequence_length or offsets"),
+        ({"sampling_rate": 2, "offsets": {"x": [0, 1]}}, "sampling_rate needs sequence_length"),
+        ({"sequence_length": 0}, "sequence_length"),
+        ({"sequence_length": 61}, "spans 61 rows, but the longest episode has 60"),
+        ({"sequence_length": 2, "ends": "wrap"}, "drop"),
+        ({"offsets": {"targets": [0, 1]}, "fields": ["x"]}, "did you mean 'target'"),
+        ({"offsets": {"x": ("target", 1)}, "fields": ["x"]}, "a field of its own"),
+        ({"offsets": {"next": ("targets", 1)}}, "did you mean 'target'"),
+        ({"offsets": "=x:1"}, "NAME:OFFSETS"),
+        ({"offsets": "x:0..1;x:3", "fields": ["x"]}, "named twice"),
+        ({"offsets": "x:5..1", "fields": ["x"]}, "must ascend"),
+        ({"offsets": "x:0..99999999", "fields": ["x"]}, "limit of 65536"),
+        ({"offsets": "x=3", "fields": ["x"]}, "NAME:OFFSETS"),
+        ({"offsets": "x:a", "fields": ["x"]}, "neither a number nor a range"),
+        ({"offsets": {"x": []}, "fields": ["x"]}, "empty"),
+        ({"offsets": {"x": 1.5}, "fields": ["x"]}, "integer"),
+        ({"offsets": {"x": "0"}, "fields": ["x"]}, "integer"),
+        ({"offsets": {}, "fields": ["x"]}, "names no field"),
+        ({"offsets": [1], "fields": ["x"]}, "must be a dict"),
+        ({"offsets": {"x": 1 << 50}, "fields": ["x"]}, "out of range"),
+        ({"sequence_length": 2, "val": 0.2, "split": "val", "stratify": "trial"}, "cannot be stratified"),
+        ({"sequence_length": 2, "episode": "x"}, "one value per row"),
+    ],
+)
+def test_what_is_refused(series: h5feed.Dataset, options: dict[str, Any], said: str) -> None:
+    """The message names the value, and what would be right."""
+    with pytest.raises((BadParameter, FieldNotFound, UnsupportedField), match=said):
+        series.plan(**options)
+
+
+def test_names_are_percent_encoded(feed: h5feed.Feed, series: h5feed.Dataset) -> None:
+    """The URL form is canonical: the same for equal offsets, and readable."""
+    from h5feed.offsets import offsets_of, offsets_text, parse_offsets
+
+    offsets = {
+        "a:b;c": [-1, 0],
+        "b": range(16),
+        "c": 24,
+        "d": [24],
+        "e": range(0, 31, 2),
+        "f": [3, 1, 2],
+        "g=": ("a:b;c", 5),
+    }
+    text = offsets_text(offsets_of(offsets))
+    assert text == "a%3Ab%3Bc:-1,0;b:0..15;c:24;d:24..24;e:0..30/2;f:3,1,2;g%3D=a%3Ab%3Bc:5"
+    assert offsets_text(parse_offsets(text)) == text
+    assert parse_offsets("x:0..2,7")["x"].offsets == (0, 1, 2, 7)
+    assert series.plan(offsets="target:1..3", fields=["target"]).params["offsets"] == "target:1..3"
+
+
+def test_what_has_single_rows_refuses_windows(series: h5feed.Dataset, tmp_path: Path) -> None:
+    """The cache keeps single rows."""
+    with pytest.raises(BadParameter, match="leave out cache"):
+        next(iter(series.batches(sequence_length=2, cache=tmp_path)))
+
+
+def test_a_loader_resumes(series: h5feed.Dataset) -> None:
+    """A state that was saved within a pass continues with the next batch, and each sample comes once."""
+    options: dict[str, Any] = {
+        "x": ["x", "x.mask"],
+        "y": "target",
+        "sequence_length": 3,
+        "offsets": {"target": 5},
+        "ends": "pad",
+        "shuffle": True,
+        "seed": 4,
+        "batch_size": 8,
+    }
+    whole = list(series.loader(**options))
+    loader = series.loader(**options)
+    for _, _ in zip(range(3), loader, strict=False):
+        state = loader.state_dict()
+    resumed = series.loader(**options)
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert len(whole) == 8 and len(rest) == 5
+    for (x, y), (other_x, other_y) in zip(whole[3:], rest, strict=True):
+        np.testing.assert_array_equal(y, other_y)
+        for name in ("x", "x.mask"):
+            np.testing.assert_array_equal(x[name], other_x[name])
+    assert whole[0][0]["x"].shape == (8, 3, 2) and whole[0][0]["x.mask"].dtype == bool
+    with pytest.raises(BadParameter):
+        series.loader(**{**options, "sequence_length": 4}).load_state_dict(state)
+
+
+def test_keras_fits_sequences(series: h5feed.Dataset) -> None:
+    """`Model.fit` gets sequences, targets of each step and masks as weights; statistics are of the rows of train."""
+    import keras
+
+    options: dict[str, Any] = {
+        "x": "x",
+        "y": "packed",
+        "sample_weight": "packed.mask",
+        "sequence_length": 4,
+        "ends": "pad",
+        "mean": "server",
+        "std": "server",
+        "val": 0.25,
+        "batch_size": 16,
+    }
+    train = series.sequence("train", shuffle=True, **options)
+    x, y, weight = train[0]
+    assert x.shape == (16, 4, 2) and y.shape == (16, 4, 2) and weight.shape == (16, 4) and weight.dtype == np.float32
+    rows = series.split_rows("train", sequence_length=4, val=0.25)
+    stats = series.stats("train", field="x", sequence_length=4, val=0.25)
+    assert stats["rows"] == len(rows) == 45
+    ordered = series.sequence("train", **options)[0][0]
+    scaled = (SERIES["x"][:4] - SERIES["x"][rows].mean(axis=0)) / SERIES["x"][rows].std(axis=0)
+    np.testing.assert_allclose(ordered[0], scaled, rtol=1e-3, atol=1e-4)
+    model = keras.Sequential([keras.layers.GRU(4, return_sequences=True), keras.layers.Dense(2)])
+    model.compile(loss="mse")
+    history = model.fit(train, validation_data=series.sequence("val", **options), epochs=1, verbose=0)
+    assert np.isfinite(history.history["val_loss"]).all()
+
+
+def test_the_other_loops(series: h5feed.Dataset) -> None:
+    """All loops take the options of windows."""
+    from h5feed.jax import to_device
+
+    options: dict[str, Any] = {"x": "x", "y": "target", "sequence_length": 3, "offsets": {"target": 3}, "batch_size": 4}
+    x, y = next(iter(to_device(series.loader(**options))))
+    assert x.shape == (4, 3, 2) and y.tolist() == [3, 4, 5, 6]
+    labels = series.loader(x="x", y="trial", sequence_length=3, batch_size=4, class_mode="categorical")
+    assert next(iter(labels))[1].shape == (4, 3, 8)
+
+
+def test_torch(series: h5feed.Dataset) -> None:
+    """Batches of torch have windows; single rows have none."""
+    pytest.importorskip("torch")
+    options: dict[str, Any] = {"x": "x", "y": "target", "sequence_length": 3, "offsets": {"target": 3}}
+    x, y = next(iter(series.torch(batch_size=4, **options)))
+    assert tuple(x.shape) == (4, 3, 2) and y.tolist() == [3, 4, 5, 6]
+    with pytest.raises(BadParameter, match="use torch"):
+        series.torch_map(**options)
+
+
+def test_tf_data(series: h5feed.Dataset) -> None:
+    """Batches of tf.data have windows."""
+    pytest.importorskip("tensorflow")
+    data = series.tf_data(x="x", y="target", sequence_length=3, offsets={"target": 3}, batch_size=4)
+    x, y = next(iter(data))
+    assert tuple(x.shape) == (4, 3, 2) and y.numpy().tolist() == [3, 4, 5, 6]

@@ -400,10 +400,10 @@ class Batcher:
         return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
-        chosen = dataset.chosen(spec.fields, spec.encoded)
-        fields = each_row(chosen)
         if spec.has_windows:
-            fields = windows_of(chosen, spec, partial(self.splitter.windows, dataset, spec))
+            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
+        else:
+            fields = each_row(dataset.chosen(spec.fields, spec.encoded))
 
         def split_rows() -> RowSet | None:
             return self.splitter.samples(dataset, spec)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from h5feed.errors import BadParameter
 from h5feed.offsets import Offsets, axes_of
-from h5feed.suggestions import did_you_mean
 
-from ..catalog.dataset import Field
+from ..catalog.dataset import Dataset, Field, names_in
+from ..splits.order_spec import OrderSpec
 from ..splits.windows import Windows
 from ..splits.windows_spec import WindowsSpec
 from .sampled import RowMap, SampledField
 
 
-def windows_of(fields: Sequence[Field], spec: WindowsSpec, windows: Callable[[], Windows]) -> tuple[SampledField, ...]:
+def windows_of(dataset: Dataset, spec: OrderSpec, windows: Callable[[], Windows]) -> tuple[SampledField, ...]:
     """The fields of samples that are windows of rows.
 
     Parameters
@@ -26,19 +27,29 @@ def windows_of(fields: Sequence[Field], spec: WindowsSpec, windows: Callable[[],
     Raises
     ------
     BadParameter
-        Offsets are given for a field that is not among `fields`, or for one whose rows differ in length.
+        Rows of a field differ in length, or another name for a field is that of a field.
+    FieldNotFound, UnsupportedField
     """
-    chosen = {field.name: field for field in fields}
-    for name in spec.offsets_by_field:
-        if name not in chosen:
-            raise BadParameter(
-                f"offsets={spec.offsets:.300}: {name!r} is not among the requested fields: {did_you_mean(name, chosen)}"
-            )
+    renamed = {}
+    for name, taken in spec.offsets_by_name.items():
+        field = dataset.field(taken.field)
+        if name != taken.field:
+            if any(own.name == name for own in dataset.fields):
+                raise BadParameter(f"offsets={spec.offsets:.300}: {name!r} is a field of its own: choose another name")
+            renamed[name] = replace(field, name=name)
+    if spec.fields is None:
+        fields = [*dataset.chosen(None, spec.encoded), *renamed.values()]
+    else:
+        names = names_in(spec.fields)
+        stored = dataset.chosen([name for name in names if name not in renamed], spec.encoded)
+        by_name = renamed | {field.name: field for field in stored}
+        fields = [by_name[name] for name in dict.fromkeys(names)]
     return tuple(_windowed(field, spec, windows) for field in fields)
 
 
 def _windowed(field: Field, spec: WindowsSpec, windows: Callable[[], Windows]) -> SampledField:
-    offsets = spec.offsets_by_field.get(field.name, spec.default_offsets)
+    named = spec.offsets_by_name.get(field.name)
+    offsets = spec.default_offsets if named is None else named.offsets
     if offsets == 0:
         return SampledField(field)
     axes = axes_of(offsets)

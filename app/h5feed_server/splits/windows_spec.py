@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from h5feed.offsets import MAX_OFFSET, MAX_OFFSETS, Offsets, offsets_text, parse_offsets
+from h5feed.offsets import MAX_OFFSET, MAX_OFFSETS, Offsets, Taken, offsets_text, parse_offsets
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 MAX_OFFSETS_CHARS = 4096
@@ -33,8 +33,9 @@ class WindowsSpec(BaseModel):
         None,
         max_length=MAX_OFFSETS_CHARS,
         description="Rows of single fields, relative to the sample's own row: `image:-1,0;action:0..15`. Ranges "
-        "include both ends; `0..30/2` is every second. One number alone adds no axis: `target:24`. Names are "
-        "percent-encoded. Other fields have `sequence_length` rows, or the own row.",
+        "include both ends; `0..30/2` is every second. One number alone adds no axis: `target:24`. `next=image:1` has "
+        "rows of a field under another name, which `fields` can name. Names are percent-encoded. Other fields have "
+        "`sequence_length` rows, or the own row.",
         examples=[None],
     )
     ends: Literal["drop", "pad"] = Field(
@@ -65,7 +66,7 @@ class WindowsSpec(BaseModel):
         return self.sequence_length is not None or self.offsets is not None
 
     @cached_property
-    def offsets_by_field(self) -> dict[str, Offsets]:
+    def offsets_by_name(self) -> dict[str, Taken]:
         """What ``offsets`` says."""
         return {} if self.offsets is None else parse_offsets(self.offsets)
 
@@ -81,7 +82,7 @@ class WindowsSpec(BaseModel):
     @property
     def span(self) -> tuple[int, int]:
         """The least and the greatest offset of any field; at most and at least 0."""
-        named = self.offsets_by_field.values()
+        named = [own.offsets for own in self.offsets_by_name.values()]
         every = [number for own in named for number in ((own,) if isinstance(own, int) else own)]
         return min([0, *every]), max([0, self._reach, *every])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import BadParameter
-from ..offsets import masks_of
+from ..offsets import masks_of, renamed
 from ..options import OrderOptions, PreparationOptions, split_options
 from ..plan import conditions
 from ..prepare import Preparation
@@ -50,5 +50,6 @@ def preparation_of(
         shard=shard,
         split_options=split_options(order),
         masks=masks_of(order, dataset.fields),
+        renamed=renamed(order),
         **preparing,
     )
