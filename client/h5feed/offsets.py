@@ -74,7 +74,8 @@ def offsets_of(given: str | Mapping[str, Any]) -> dict[str, Taken]:
     found: dict[str, Taken] = {}
     for name, value in given.items():
         field = name
-        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        # In JSON, tuples become lists.
+        if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str):
             field, value = value
         is_one = not isinstance(value, str) and hasattr(value, "__index__") and not hasattr(value, "__len__")
         try:

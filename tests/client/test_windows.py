@@ -491,6 +491,16 @@ def test_a_loader_resumes(series: h5feed.Dataset) -> None:
         series.loader(**{**options, "sequence_length": 4}).load_state_dict(state)
 
 
+def test_a_record_of_windows(series: h5feed.Dataset) -> None:
+    """What was trained on can be opened again: the same samples."""
+    options: dict[str, Any] = {"sequence_length": 3, "offsets": {"next": ("target", 3)}, "val": 0.2, "batch_size": 5}
+    loader = series.loader("val", x="x", y="next", shuffle=True, **options)
+    again = h5feed.reopen(loader.source().json()).loader(x="x", y="next")
+    for one, two in zip(loader, again, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+
+
 def test_keras_fits_sequences(series: h5feed.Dataset) -> None:
     """`Model.fit` gets sequences, targets of each step and masks as weights; statistics are of the rows of train."""
     import keras
