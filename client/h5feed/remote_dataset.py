@@ -36,7 +36,7 @@ from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Pace
-from .offsets import Offsets, offsets_by_name, offsets_of, offsets_text, renamed
+from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -64,8 +64,8 @@ CODECS = ("zstd",)
 
 _MAX_PLANS = 256
 
-_ONLY_TENSORS = "samples are made of several rows"
-"""See `Plan.only_tensors`."""
+_NOT_BY_ID = "samples are made of several rows"
+"""See `Plan.not_by_id`."""
 
 _SETTLE_POLL_SECONDS = 0.5
 """Interval at which the server is asked whether it has hashed the files."""
@@ -486,7 +486,8 @@ class RemoteDataset:
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
-            only_tensors=_ONLY_TENSORS if self._offsets(asked) or renamed(asked) else "",
+            rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
+            not_by_id=_NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -583,8 +584,8 @@ class RemoteDataset:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
             return fetch
-        if plan.only_tensors:
-            raise BadParameter(f"cache= keeps single rows, but {plan.only_tensors}: leave out cache=")
+        if plan.not_by_id:
+            raise BadParameter(f"cache= keeps single rows, but {plan.not_by_id}: leave out cache=")
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
             return cached_fetch(

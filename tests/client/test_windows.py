@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.server_process import ServerProcess
+from tests.support.short_folder import short_folder
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -49,6 +51,9 @@ SERIES: Arrays = {
 }
 
 
+ZIPPED = np.repeat(np.random.default_rng(2).integers(0, 256, (30, 80, 1), np.uint8), 80, axis=2)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A file as robomimic writes it, and a time series with the ids of its episodes."""
@@ -65,6 +70,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
             file[name] = values
         file.create_dataset("packed", data=SERIES["x"], chunks=(7, 2), compression="gzip")
         file["words"] = [f"row {row}" for row in range(SERIES_ROWS)]
+    with h5py.File(folder / "zipped.h5", "w") as file:
+        for name, height in (("single", 1), ("several", 4)):
+            data = ZIPPED[:, :, : 80 // height]
+            file.create_dataset(name, data=data, chunks=(height, *data.shape[1:]), compression="gzip")
     process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
     yield process
     assert process.stop() == 0
@@ -367,6 +376,32 @@ def test_filters_choose_samples(series: h5feed.Dataset) -> None:
     found = _windows(series.batches(where="target >= 30", offsets={"target": [-9, 0]}, fields=["target"]), "target")
     assert found["rows"] == list(range(30, SERIES_ROWS))
     assert found["target"][0] == [21, 30]
+
+
+def test_windows_read_here(server: ServerProcess, tmp_path: Path) -> None:
+    """The client reads the rows of windows from the files, or decodes their chunks: the same arrays."""
+    options: dict[str, Any] = {"sequence_length": 4, "ends": "pad", "shuffle": True, "batch_size": 8}
+    with ExitStack() as stack:
+        socket = stack.enter_context(short_folder()) / "socket"
+        local = ServerProcess(server.folder, tmp_path / "cache", "--uds", str(socket))
+        stack.callback(local.stop)
+        near = stack.enter_context(h5feed.connect(f"unix://{socket}", deadline=60))
+        loader = near["robot"].loader(x=["obs.image", "obs.image.mask"], y=[], **options)
+        batches = near["robot"].batches(fields=["obs.image"], decode="server", **options)
+        for (x,), batch in zip(loader, batches, strict=True):
+            np.testing.assert_array_equal(x["obs.image"], batch["obs.image"])
+            np.testing.assert_array_equal(x["obs.image.mask"], batch["obs.image.mask"])
+        assert loader.stats().from_files == sum(LENGTHS)
+    options["offsets"] = {"several": [-2, 3]}
+    with h5feed.connect(server.url, local=False, deadline=60) as far:
+        loader = far["zipped"].loader(x=["single", "several"], y=[], decode="client", **options)
+        batches = far["zipped"].batches(fields=["single", "several"], decode="server", **options)
+        for (x,), batch in zip(loader, batches, strict=True):
+            rows = batch.rows[:, None]
+            np.testing.assert_array_equal(x["single"], ZIPPED[np.minimum(rows + np.arange(4), 29)])
+            np.testing.assert_array_equal(x["several"], ZIPPED[np.clip(rows + np.array([-2, 3]), 0, 29)][..., :20])
+            np.testing.assert_array_equal(batch["several"], x["several"])
+        assert loader.stats().from_chunks == 30
 
 
 def test_text_at_an_offset(series: h5feed.Dataset) -> None:

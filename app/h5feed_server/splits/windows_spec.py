@@ -36,7 +36,6 @@ class WindowsSpec(BaseModel):
         "include both ends; `0..30/2` is every second. One number alone adds no axis: `target:24`. `next=image:1` has "
         "rows of a field under another name, which `fields` can name. Names are percent-encoded. Other fields have "
         "`sequence_length` rows, or the own row.",
-        examples=[None],
     )
     ends: Literal["drop", "pad"] = Field(
         "drop",
@@ -51,13 +50,13 @@ class WindowsSpec(BaseModel):
 
     @model_validator(mode="after")
     def _has_windows(self) -> Self:
-        if self.sampling_rate > 1 and self.sequence_length is None:
+        if self.sequence_length is None and self.sampling_rate > 1:
             raise ValueError("sampling_rate needs sequence_length: the offsets of fields can have steps, as in 0..30/2")
         for name in ("sequence_stride", "ends", "episode"):
             if getattr(self, name) != WindowsSpec.model_fields[name].default and not self.has_windows:
                 raise ValueError(f"{name} needs sequence_length or offsets: a sample is one row otherwise")
-        if self.span[1] > MAX_OFFSET:
-            raise ValueError(f"sequence_length and sampling_rate reach {self.span[1]} rows, more than 2**40")
+        if self._reach > MAX_OFFSET:
+            raise ValueError(f"sequence_length and sampling_rate reach {self._reach} rows, more than 2**40")
         return self
 
     @property
