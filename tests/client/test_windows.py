@@ -19,6 +19,7 @@ from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.short_folder import short_folder
 
@@ -414,8 +415,9 @@ def test_text_at_an_offset(series: h5feed.Dataset) -> None:
     assert series.plan(sequence_length=2, fields=["words", "x"], offsets={"words": 0}).rows == SERIES_ROWS - 1
 
 
-def test_any_server_sends_the_same(server: ServerProcess, tmp_path: Path, feed: h5feed.Feed) -> None:
-    """A second server, over TCP and without files at hand, sends the same bytes."""
+@pytest.mark.parametrize("source", SOURCES)
+def test_any_server_sends_the_same(server: ServerProcess, tmp_path: Path, feed: h5feed.Feed, source: str) -> None:
+    """A second server sends the same bytes, also from an object store."""
     options: dict[str, Any] = {
         "sequence_length": 3,
         "offsets": {"obs.image": [-1, 0]},
@@ -424,16 +426,15 @@ def test_any_server_sends_the_same(server: ServerProcess, tmp_path: Path, feed: 
         "shuffle": True,
         "batch_size": 5,
     }
-    other = ServerProcess(server.folder, tmp_path / "cache")
-    try:
-        with h5feed.connect(other.url, local=False, deadline=60) as second:
-            pairs = zip(feed["robot"].batches(**options), second["robot"].batches(**options), strict=True)
-            for one, two in pairs:
-                assert {name: array.tobytes() for name, array in one.items()} == {
-                    name: array.tobytes() for name, array in two.items()
-                }
-    finally:
-        assert other.stop() == 0
+    with (
+        served_from(source, server.folder, tmp_path) as other,
+        h5feed.connect(other.url, local=False, deadline=60) as second,
+    ):
+        pairs = zip(feed["robot"].batches(**options), second["robot"].batches(**options), strict=True)
+        for one, two in pairs:
+            assert {name: array.tobytes() for name, array in one.items()} == {
+                name: array.tobytes() for name, array in two.items()
+            }
 
 
 @pytest.mark.parametrize(
