@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
+from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
@@ -35,8 +36,9 @@ from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
 from .order import Order
-from .sampled import MASK, SampledField, each_row
+from .sampled import SampledField, each_row
 from .upcoming import Looked, Upcoming
+from .windows import windows_of
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -398,10 +400,13 @@ class Batcher:
         return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
-        fields = each_row(dataset.chosen(spec.fields, spec.encoded))
+        if spec.has_windows:
+            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
+        else:
+            fields = each_row(dataset.chosen(spec.fields, spec.encoded))
 
         def split_rows() -> RowSet | None:
-            return self.splitter.rows(dataset, spec.split, spec)
+            return self.splitter.samples(dataset, spec)
 
         about: dict[str, Any] = {}
         if spec.split != "all":
@@ -410,7 +415,7 @@ class Batcher:
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
-        listed = self.split_jobs.rows(dataset, spec.split, spec)
+        listed = self.split_jobs.samples(dataset, spec)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
@@ -514,6 +519,7 @@ class Batcher:
         self.check_count(samples)
         for field in fields:
             rows = samples * field.rows_per_sample
+            self.check_count(rows)
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(

@@ -91,7 +91,7 @@ class OrderedRows:
         """The line that ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes", with the form of
         the targets and whether the split is stored in the file."""
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
-        inputs = [fields[name] for name in self._prepare.inputs]
+        inputs = [fields[name] for name in self._prepare.inputs if name in fields]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
         found = f"Found {plan.rows} {'images' if images else 'rows'}"
         with contextlib.suppress(BadParameter):
