@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Maximum number of requests per second to object stores, of all workers together; 0 for no limit.",
     )
+    mounts: str = Field(
+        "",
+        description="Comma-separated URLs of buckets, folders in them or web servers that h5feed.toml in the data "
+        "folder may mount, such as s3://bucket; empty: none.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")
     uds: str | None = Field(
@@ -301,6 +306,11 @@ class Settings(BaseSettings):
         if self._store is not None:
             return "/".join(part for part in (self._store.url, self._file) if part)
         return self.data_dir / self._file
+
+    def may_mount(self, url: str) -> bool:
+        """Whether ``h5feed.toml`` may mount the store with this URL."""
+        allowed = (one.rstrip("/") for one in _items(self.mounts))
+        return any(url == one or url.startswith(f"{one}/") for one in allowed if "://" in one)
 
     # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
     @property

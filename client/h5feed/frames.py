@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
+from .offsets import MASK, Offsets, axes_of
 from .wire import ALIGNMENT, DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, TensorPlace, dtype_named
 
 MAX_BODY_BYTES = 4 << 30
@@ -62,14 +63,26 @@ class Frame:
         Dtype and shape without the first axis, by name, including row ids and weights.
     flat : frozenset of str
         Tensors whose rows differ in length.
+    masks : frozenset of str
+        Tensors that say which rows of samples are real.
     """
 
     rows: int
     tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     flat: frozenset[str]
+    masks: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool) -> Frame:
+    def of(
+        cls,
+        rows: int,
+        fields: Iterable[Field],
+        encoded: Iterable[str],
+        *,
+        weighted: bool,
+        offsets: Mapping[str, Offsets] | None = None,
+        masked: bool = False,
+    ) -> Frame:
         """The frame of some fields of a dataset.
 
         Parameters
@@ -78,6 +91,10 @@ class Frame:
             Fields that are sent as the bytes of image files.
         weighted : bool
             Whether the tail is padded with repeated rows.
+        offsets : mapping of str to int or tuple of int, optional
+            Of fields whose rows are not the samples' own.
+        masked : bool
+            Whether these fields have masks.
 
         Raises
         ------
@@ -87,9 +104,13 @@ class Frame:
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype("<i8"), ())}
         if weighted:
             tensors[WEIGHT] = np.dtype("<f4"), ()
-        flat = set()
+        flat, masks = set(), set()
         encoded = set(encoded)
         for field in fields:
+            axes = axes_of((offsets or {}).get(field.name, 0))
+            if masked and field.name in (offsets or {}):
+                masks.add(field.name + MASK)
+                tensors[field.name + MASK] = np.dtype("|b1"), axes
             is_bytes = field.name in encoded or field.dtype == "string"
             dtype = dtype_named("BF16") if field.dtype == "bfloat16" else DTYPES.get(field.dtype)
             if is_bytes:
@@ -101,8 +122,8 @@ class Frame:
                 tensors[field.name] = dtype, ()
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
-                tensors[field.name] = dtype, field.shape
-        return cls(rows, tensors, frozenset(flat))
+                tensors[field.name] = dtype, (*axes, *field.shape)
+        return cls(rows, tensors, frozenset(flat), frozenset(masks))
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
@@ -111,14 +132,15 @@ class Frame:
             *([WEIGHT] if weighted else []),
             *fields,
             *(name + OFFSETS for name in fields if name in self.flat),
+            *(name + MASK for name in fields if name + MASK in self.masks),
         }
         tensors = {name: kind for name, kind in self.tensors.items() if name in kept}
-        return Frame(self.rows, tensors, self.flat & kept)
+        return Frame(self.rows, tensors, self.flat & kept, self.masks & kept)
 
     def without(self, fields: Collection[str]) -> Frame:
         """The frame of all other fields, which do not differ in length."""
         tensors = {name: kind for name, kind in self.tensors.items() if name not in fields}
-        return Frame(self.rows, tensors, self.flat)
+        return Frame(self.rows, tensors, self.flat, self.masks)
 
     def encoded(self, fields: Collection[str]) -> Frame:
         """The same frame, with some fields as the bytes of image files."""
@@ -128,7 +150,7 @@ class Frame:
                 tensors |= {name: (np.dtype("|u1"), ()), name + OFFSETS: (np.dtype("<i8"), ())}
             else:
                 tensors[name] = kind
-        return Frame(self.rows, tensors, self.flat | set(fields))
+        return Frame(self.rows, tensors, self.flat | set(fields), self.masks)
 
     @cached_property
     def names(self) -> Sequence[str]:

@@ -20,7 +20,27 @@ Statistic = float | npt.ArrayLike | Literal["server"]
 """A mean or standard deviation: one number, one per channel or position, or computed by the server."""
 
 
-class SplitOptions(TypedDict, total=False):
+class WindowOptions(TypedDict, total=False):
+    """Options that make a sample of several rows of an episode: see "Windows of rows" in the HTTP API."""
+
+    sequence_length: int | None
+    """Rows of a sample, from its own row on: each field gets one more axis. As in
+    `keras.utils.timeseries_dataset_from_array`, as are the next two."""
+    sequence_stride: int | None
+    """A sample begins every so many rows; default: 1."""
+    sampling_rate: int | None
+    """Step between the rows of a sequence; default: 1."""
+    offsets: Mapping[str, int | Sequence[int] | tuple[str, int | Sequence[int]]] | str | None
+    """Rows of single fields, relative to the sample's own row: ``{"image": [-1, 0], "action": range(16)}``. An int,
+    such as ``{"target": 24}``, adds no axis. ``{"next": ("image", 1)}`` adds rows of a field under another name."""
+    ends: Literal["drop", "pad"] | None
+    """``drop``, the default: samples that reach over an end of their episode are left out. ``pad``: the first or last
+    row is repeated, and ``NAME.mask`` is False there."""
+    episode: str | None
+    """Field whose value changes where an episode ends, or ``"none"``; default: the groups and files of the dataset."""
+
+
+class SplitOptions(WindowOptions, total=False):
     """Options that select the rows: see "Split parameters" in the HTTP API."""
 
     test: float | int | None
@@ -31,7 +51,8 @@ class SplitOptions(TypedDict, total=False):
     split_seed: int | None
     split_shuffle: bool | None
     group: str | None
-    """Field whose equal values stay in one split: patients, episodes, videos."""
+    """Field whose equal values stay in one split: patients, episodes, videos; ``"__pieces__"``: the groups and files
+    that the dataset is made of."""
     folds: int | None
     """Number of folds for cross-validation: ``val`` is fold `fold`, ``train`` the others."""
     fold: int | None

@@ -37,6 +37,7 @@ from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Pace
+from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -67,6 +68,9 @@ _MAX_PLANS = 256
 
 _OF_OTHER = "/"
 """Between the names of a joined dataset and of its field: no name of either contains it."""
+
+_NOT_BY_ID = "samples are made of several rows"
+"""See `Plan.not_by_id`."""
 
 _SETTLE_POLL_SECONDS = 0.5
 """Interval at which the server is asked whether it has hashed the files."""
@@ -601,6 +605,8 @@ class RemoteDataset:
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
+            rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
+            not_by_id=_NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -708,6 +714,8 @@ class RemoteDataset:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
             return fetch
+        if plan.not_by_id:
+            raise BadParameter(f"cache= keeps single rows, but {plan.not_by_id}: leave out cache=")
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
             return cached_fetch(
@@ -770,7 +778,8 @@ class RemoteDataset:
             return asked, {}
         as_stored = names_of(asked.get("encoded"))
         images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
-        fields = [name for name in self._chosen(asked) if name in images and name not in as_stored]
+        windows = self._offsets(asked)
+        fields = [name for name in self._chosen(asked) if name in images and name not in {*as_stored, *windows}]
         specs = specs_for({name: images[name] for name in fields})
         for name, spec in specs.items():
             if (spec.shape, "uint8") != (self.fields[name].shape, self.fields[name].dtype):
@@ -783,6 +792,8 @@ class RemoteDataset:
 
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
         """The requested fields that the server decodes from image files."""
+        if self._offsets(asked):
+            return {}
         as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
         return {
             name: StoredImages(
@@ -802,12 +813,28 @@ class RemoteDataset:
         of_roles = {*self.fields_of_role("input"), *self.fields_of_role("label")}
         # In the order of the server, which is that of all fields.
         found = [name for name in self.fields if name in of_roles]
-        return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        found = found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        return [*found, *renamed(asked)]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """The expected tensors of a response. Unknown fields are left to the server to reject."""
-        fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
-        return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=tail_of(asked) == "pad")
+        known = dict(self.fields)
+        for name, field in renamed(asked).items():
+            if field in known:
+                known.setdefault(name, replace(known[field], name=name))
+        fields = [known[name] for name in self._chosen(asked) if name in known]
+        return Frame.of(
+            self.rows,
+            fields,
+            names_of(asked.get("encoded")),
+            weighted=tail_of(asked) == "pad",
+            offsets=self._offsets(asked),
+            masked=asked.get("ends") == "pad",
+        )
+
+    def _offsets(self, asked: Mapping[str, Any]) -> dict[str, Offsets]:
+        """Offsets of the requested fields whose rows are not the samples' own, by name."""
+        return offsets_by_name(asked, self._chosen(asked))
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
@@ -847,8 +874,10 @@ class RemoteDataset:
         params: dict[str, Any] = {
             name: value if isinstance(value, GivenWeights) else parameter(value)
             for name, value in options.items()
-            if value is not None and name != "where"
+            if value is not None and name not in ("where", "offsets")
         }
+        if options.get("offsets") is not None:
+            params["offsets"] = offsets_text(offsets_of(options["offsets"]))
         if where := conditions(options.get("where")):
             params["where"] = where
         if known is OrderOptions and (self._joins or self._how):

@@ -32,7 +32,7 @@ from .loops.pass_numbers import Pass, PassNumbers
 from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
 from .net.trace import clock
-from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions
+from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions, WindowOptions
 from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
@@ -442,6 +442,10 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
     def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
         order, preparing = divided(dataset, options)
+        if windows := sorted(set(order) & set(WindowOptions.__annotations__)):
+            raise BadParameter(
+                f"{windows[0]}= makes samples of several rows, but torch_map() has single rows: use torch()"
+            )
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))
         if of_order:
             raise BadParameter(f"unknown option {of_order[0]!r}: the sampler determines the order, not the dataset")

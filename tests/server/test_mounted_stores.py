@@ -33,7 +33,7 @@ ROWS = 64
 MANY_ROWS = 800
 """So many that neither side has all of them soon."""
 
-FAST = {"H5FEED_LISTING_SECONDS": "1", "H5FEED_CACHE_BYTES": "0"}
+FAST = {"H5FEED_MOUNTS": "s3://one, s3://two/, s3://gone", "H5FEED_LISTING_SECONDS": "1", "H5FEED_CACHE_BYTES": "0"}
 
 MOUNTS = '[stores.one]\nurl = "s3://one"\n[stores.two]\nurl = "s3://two/sub"\n'
 
@@ -254,6 +254,15 @@ def test_only_the_top_of_the_data_folder_mounts(serve: Serve, store: StoreProces
     assert not any("evil" in name for name in lines)
     alone = serve("s3://one", **store.environment)
     wait_until(lambda: "own data folder can mount stores" in reason_of(alone, "stores"))
+
+
+def test_only_what_the_operator_permits_is_mounted(serve: Serve, store: StoreProcess, data: Path) -> None:
+    """Whoever writes into the data folder does not decide what the server reads with its credentials."""
+    server = serve(data, **store.environment, **{**FAST, "H5FEED_MOUNTS": "s3://one,s3://tw,s3://two/su"})
+    described(server, "one.deep.rows")
+    assert "H5FEED_MOUNTS=s3://two/sub" in reason_of(server, "stores.two")
+    none = serve(data, **store.environment, **{**FAST, "H5FEED_MOUNTS": ""})
+    assert "does not permit s3://one" in reason_of(none, "stores.one")
 
 
 def test_a_token_covers_datasets_by_their_whole_names(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
+from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
@@ -38,8 +39,9 @@ from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
 from .joins import Joined
 from .order import Order
-from .sampled import MASK, SampledField, each_row
+from .sampled import SampledField, each_row
 from .upcoming import Looked, Upcoming
+from .windows import windows_of
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -429,10 +431,13 @@ class Batcher:
 
     def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
         dataset = joined.dataset
-        fields = joined.fields(spec.fields, spec.encoded)
+        if spec.has_windows:
+            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
+        else:
+            fields = joined.fields(spec.fields, spec.encoded)
 
         def split_rows() -> RowSet | None:
-            return joined.select(spec, self.splitter.rows(dataset, spec.split, spec))
+            return joined.select(spec, self.splitter.samples(dataset, spec))
 
         about: dict[str, Any] = {}
         if spec.split != "all":
@@ -442,7 +447,7 @@ class Batcher:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
         joined.check()
-        listed = joined.select(spec, self.split_jobs.rows(dataset, spec.split, spec))
+        listed = joined.select(spec, self.split_jobs.samples(dataset, spec))
         joined.check_complete(listed, spec.limit)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
@@ -554,6 +559,7 @@ class Batcher:
         self.check_count(samples)
         for field in fields:
             rows = samples * field.rows_per_sample
+            self.check_count(rows)
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(

@@ -114,7 +114,7 @@ class Catalog:
         self._indexer = Indexer(self._root, settings, folder, hdf5, self.stores)
         self._own = Source(self._root, None if settings.store is None else self.stores.open(settings.store))
         self._presence = self._own.presence
-        self._mounts = Mounts(self.stores, self._watch, self._unmounted)
+        self._mounts = Mounts(self.stores, settings.may_mount, self._watch, self._unmounted)
         self.hanging = Hanging()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}

@@ -100,12 +100,22 @@ class Mounts:
     Parameters
     ----------
     folders : ObjectFolders
+    may_mount : callable
+        Whether the operator of the server permits a URL. Whoever can write into the data folder must not read with the
+        server's credentials, or in its network, what they like.
     begin, end : callable
         Called with a source that has been mounted, or is not any more.
     """
 
-    def __init__(self, folders: ObjectFolders, begin: Callable[[Source], None], end: Callable[[Source], None]) -> None:
+    def __init__(
+        self,
+        folders: ObjectFolders,
+        may_mount: Callable[[str], bool],
+        begin: Callable[[Source], None],
+        end: Callable[[Source], None],
+    ) -> None:
         self._folders = folders
+        self._may_mount = may_mount
         self._begin, self._end = begin, end
         self._mounted: dict[str, tuple[DeclaredStore, Source]] = {}
         self._first_until = 0.0
@@ -150,6 +160,11 @@ class Mounts:
                 self._unmount(source)
         for name, store in wanted.items():
             if name in self._mounted:
+                continue
+            if not self._may_mount(store.address.url):
+                refused[name] = (
+                    f"the server does not permit {store.address.url}: start it with H5FEED_MOUNTS={store.address.url}"
+                )
                 continue
             try:
                 objects = self._folders.open(store.address, name, store.listing_seconds)

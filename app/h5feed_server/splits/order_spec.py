@@ -91,6 +91,12 @@ class OrderSpec(FilteredSpec, JoinsSpec):
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self
 
+    @model_validator(mode="after")
+    def _joins_single_rows(self) -> Self:
+        if self.join and self.has_windows:
+            raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
+        return self
+
     @field_validator("split")
     @classmethod
     def _canonical(cls, value: str) -> str:

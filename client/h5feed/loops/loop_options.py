@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import BadParameter
+from ..offsets import masks_of, renamed
 from ..options import OrderOptions, PreparationOptions, split_options
 from ..plan import conditions
 from ..prepare import Preparation
@@ -45,4 +46,13 @@ def preparation_of(
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
     shard = order.get("shard") or 0
-    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)
+    return Preparation(
+        dataset,
+        split,
+        seed=seed,
+        shard=shard,
+        split_options=split_options(order),
+        masks=masks_of(order, dataset.fields),
+        renamed=renamed(order),
+        **preparing,
+    )
