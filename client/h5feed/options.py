@@ -68,11 +68,17 @@ class EpochOptions(SplitOptions, total=False):
     """Number of rows to shuffle among, by whole chunks: for files whose chunks hold many rows."""
     balance: bool | None
     """Draw each class equally often; rows may repeat."""
-    weights: str | None
-    """Field of numbers: draw each row as often as its number says, relative to the others; rows may repeat."""
+    weights: str | npt.ArrayLike | None
+    """Draw each row as often as its number says, relative to the others; rows may repeat. A field of numbers, or an
+    array with a number ≥ 0 for each row of the dataset, which is sent to the server once."""
     epoch_rows: int | None
     """Rows per epoch with `balance` or `weights`; default: the number of rows in the split."""
     limit: int | None
+    join: str | Sequence[str] | None
+    """Other datasets whose rows are parts of the same samples, as for `Dataset.join`. Their fields are
+    ``OTHER/field``."""
+    how: Literal["inner"] | None
+    """With `join`: ``"inner"`` leaves out rows that have no partner."""
     encoded: Sequence[str] | None
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["auto", "server", "client"] | None

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, NoReturn, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, Unpack, overload
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
-from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
+from .fetching.server import check_asked_for, fetch_by_key, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
@@ -51,6 +52,7 @@ from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
+from .weights import GivenWeights
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 DEFAULT_CONNECTIONS: int | None = None
@@ -63,6 +65,9 @@ CODECS = ("zstd",)
 """Values of ``compress``."""
 
 _MAX_PLANS = 256
+
+_OF_OTHER = "/"
+"""Between the names of a joined dataset and of its field: no name of either contains it."""
 
 _NOT_BY_ID = "samples are made of several rows"
 """See `Plan.not_by_id`."""
@@ -100,6 +105,8 @@ class RemoteDataset:
             )
             for field in info["fields"]
         }
+        self._joins: tuple[tuple[str, dict[str, Any]], ...] = ()
+        self._how: str | None = None
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quoted(self.name)}"
@@ -108,7 +115,8 @@ class RemoteDataset:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
         server = self._client.names.server_of(self._revision)
         given = None if server is None else (server.name, self.revision)
-        return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self._revision), given)
+        told = replaced_told(self.name, self._revision)
+        return _unpickled, (type(self), self._client, self.info, told, given, self._joins, self._how)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
@@ -130,6 +138,70 @@ class RemoteDataset:
     def __bool__(self) -> bool:
         # A dataset without rows is still true.
         return True
+
+    def join(self: D, *others: str, how: Literal["inner"] | None = None) -> D:
+        """This dataset with the fields of others, so that a sample has rows of several datasets of the server.
+
+        The field ``f`` of the dataset ``OTHER`` is named ``OTHER/f``. Loops and batches take it like any other field;
+        splits, filters, weights and single rows are those of this dataset. The revisions of the others are fixed now.
+
+        Parameters
+        ----------
+        *others : str
+            ``"OTHER"``: the row of the same number. ``"OTHER:key"``: the row with an equal value of the field ``key``,
+            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Percent-encode ``:``,
+            ``@``, ``=`` and ``%`` in names.
+        how : ``"inner"``, optional
+            Leave out rows that have no partner. Default: they are an error.
+
+        Raises
+        ------
+        DatasetNotFound, RevisionChanged, BadParameter
+        """
+        joins = list(self._joins)
+        for text in others:
+            whose, colon, by = text.partition(":")
+            name, at, revision = whose.partition("@")
+            params = {"revision": unquote(revision)} if at else {}
+            info = self._client.json(f"/v1/datasets/{quoted(unquote(name))}", params)
+            checked(info, DatasetInfo, "dataset")
+            other = RemoteDataset(self._client, info)
+            joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
+        return self._with_joins(joins, how or self._how)
+
+    def joined_by(self: D, options: dict[str, Any]) -> D:
+        """`join` by the options ``join`` and ``how``, which are taken from `options`."""
+        others, how = options.pop("join", None), options.pop("how", None)
+        if others is None and how is None:
+            return self
+        return self.join(*([others] if isinstance(others, str) else others or ()), how=how)
+
+    @property
+    def join_options(self) -> dict[str, Any]:
+        """The options ``join``, with revisions, and ``how`` of the joined datasets; empty if there are none."""
+        if not self._joins:
+            return {}
+        return {"join": [text for text, _ in self._joins]} | ({} if self._how is None else {"how": self._how})
+
+    def _with_joins(self: D, joins: Sequence[tuple[str, dict[str, Any]]], how: str | None) -> D:
+        """A dataset with the fields of others.
+
+        Parameters
+        ----------
+        joins : sequence of (str, dict)
+            The value of the parameter ``join`` and the description of each joined dataset.
+        """
+        if not joins and how is None:
+            return self
+        joined = type(self)(self._client, self.info)
+        joined._joins, joined._how = tuple(joins), how
+        for _, info in joins:
+            for field in RemoteDataset(self._client, info).fields.values():
+                name = f"{info['name']}{_OF_OTHER}{field.name}"
+                # There is one label: that of this dataset.
+                role = "other" if field.role == "label" else field.role
+                joined.fields[name] = replace(field, name=name, role=role)
+        return joined
 
     @property
     def url(self) -> str:
@@ -251,6 +323,9 @@ class RemoteDataset:
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            return self.joined_by(given).batch(index, split=split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
         params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
         frame = self._frame(asked)
@@ -295,18 +370,59 @@ class RemoteDataset:
             With ``waited`` (seconds spent waiting for data) and ``close()``.
         """
         check_options(options, self.batches, OrderOptions.__annotations__)
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
+            return self.joined_by(given).batches(split, batch_size=batch_size, **fetching, **given)
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
             plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
         )
 
-    def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
-        """Rows by id, in the given order. Duplicates are allowed."""
-        wanted = row_ids(rows)
-        request: dict[str, Any] = {"rows": wanted.tolist()}
-        if fields is not None:
-            request["fields"] = [fields] if isinstance(fields, str) else list(fields)
+    def take(
+        self,
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+        keys: Sequence[str | int] | npt.NDArray[Any] | None = None,
+        key: str | None = None,
+        duplicates: Literal["refuse", "all"] = "refuse",
+    ) -> Batch:
+        """Rows by id or by key, in the given order. Rows that are listed twice are returned twice.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            Row ids.
+        fields : sequence of str, optional
+            Default: inputs and labels.
+        keys : sequence of str or int, optional
+            Instead of `rows`: values of the field `key`.
+        key : str, optional
+            Field of one text or integer per row, such as a file name. The server builds an index of it at the first
+            request.
+        duplicates : ``"refuse"`` or ``"all"``
+            If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
+            of them, one after the other. ``batch.rows`` are their ids.
+
+        Raises
+        ------
+        RowOutOfRange, KeysNotFound, AmbiguousKey, TooLarge
+        """
+        if self._joins and fields is None:
+            fields = [name for name in self._chosen({}) if _OF_OTHER not in name]
+        chosen = {} if fields is None else {"fields": [fields] if isinstance(fields, str) else list(fields)}
+        if self._joins and (of_other := next((name for name in chosen["fields"] if _OF_OTHER in name), None)):
+            raise BadParameter(f"take returns rows of {self.name!r} alone, not {of_other!r}: see batches()")
+        if (rows is None) == (keys is None) or (keys is None) != (key is None):
+            raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
+        if keys is not None:
+            request: dict[str, Any] = {"key": key, "keys": key_list(keys), "duplicates": duplicates, **chosen}
+            several = duplicates == "all"
+            return fetch_by_key(self._client, self._path, self.revision, request, self._frame(chosen), several=several)
+        wanted = row_ids([] if rows is None else rows)
+        request = {"rows": wanted.tolist(), **chosen}
         return fetch_rows(self._client, self._path, self.revision, request, wanted, self._frame(request))
 
     def splits(
@@ -448,6 +564,9 @@ class RemoteDataset:
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """The rows and batches of an epoch, known before fetching."""
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            return self.joined_by(given).plan(split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
         params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
         # The division into batches depends neither on the order nor on the epoch, and is fixed for a revision.
@@ -572,10 +691,21 @@ class RemoteDataset:
             found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
         return found
 
+    def named_weights(self, weights: str | npt.ArrayLike) -> str:
+        """The value of the option `weights`: the name of a field, or an array, copied and named by its digest.
+
+        Raises
+        ------
+        BadParameter
+        """
+        return weights if isinstance(weights, str) else GivenWeights.of(weights, self.rows, f"{self._path}/weights")
+
     def _fetch(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None, pool: BufferPool | None = None
     ) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
+        if self._joins and cache is not None:
+            raise BadParameter("cache= keeps the rows of one dataset, not of several that are joined: leave it out")
         client = self._client if pool is None else self._client.with_pool(pool)
         path = self._path
         images = ImageFetcher(client, path, plan) if plan.images else None
@@ -626,6 +756,10 @@ class RemoteDataset:
         ModuleNotFoundError, BadParameter
         """
         asked = options.copy()
+        if (weights := asked.get("weights")) is not None:
+            asked["weights"] = self.named_weights(weights)
+        if self._joins and asked.get("fields") is None:
+            asked["fields"] = self._chosen({})
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -738,7 +872,7 @@ class RemoteDataset:
     ) -> dict[str, Any]:
         check_options(options, takes, known.__annotations__)
         params: dict[str, Any] = {
-            name: parameter(value)
+            name: value if isinstance(value, GivenWeights) else parameter(value)
             for name, value in options.items()
             if value is not None and name not in ("where", "offsets")
         }
@@ -746,7 +880,30 @@ class RemoteDataset:
             params["offsets"] = offsets_text(offsets_of(options["offsets"]))
         if where := conditions(options.get("where")):
             params["where"] = where
+        if known is OrderOptions and (self._joins or self._how):
+            params["join"] = tuple(text for text, _ in self._joins)
+            params |= {} if self._how is None else {"how": self._how}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:
+    """Keys as they are sent.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if isinstance(keys, str):
+        raise BadParameter(f"keys={keys!r} is a single key: pass a list of keys")
+    listed: list[Any] = list(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+    found: list[str | int] = []
+    for one in listed:
+        if isinstance(one, bytes):
+            one = one.decode()
+        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (str, int, np.integer)):
+            raise BadParameter(f"keys must be text or integers, not {one!r:.100}")
+        found.append(one if isinstance(one, str) else int(one))
+    return found
 
 
 def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -763,9 +920,15 @@ def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _unpickled(
-    kind: type[D], client: Client, info: dict[str, Any], told: frozenset[str], given: tuple[str, str] | None = None
+    kind: type[D],
+    client: Client,
+    info: dict[str, Any],
+    told: frozenset[str],
+    given: tuple[str, str] | None = None,
+    joins: tuple[tuple[str, dict[str, Any]], ...] = (),
+    how: str | None = None,
 ) -> D:
-    dataset = kind(client, info)
+    dataset = kind(client, info)._with_joins(joins, how)
     replaced_told(dataset.name, info["revision"], told)
     if given is not None:
         url, current = given

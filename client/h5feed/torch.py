@@ -183,11 +183,12 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         pin_memory: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        self._dataset = dataset
         self._split = split
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
-        self._order, self._preparing = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        self._dataset = dataset = dataset.joined_by(given)
+        self._order, self._preparing = divided(dataset, given)
         self._prepared: tuple[int, Preparation] | None = None
         self._locked: tuple[int, BufferPool] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}

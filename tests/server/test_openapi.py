@@ -159,8 +159,11 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
         assert http.get(url, params=filled, headers={"prefer": "wait=30"}).status_code == 200, path
         names = {each["name"] for each in parameters}
         for each in parameters:
-            if "examples" not in each["schema"] or each["in"] == "header":
-                assert each["name"] in filled | place or each["name"] in ("prefer", "cache-control", "encoded"), each
+            # Which keys there are, and whether they are unique, is known when they are read.
+            of_keys = ("key", "value", "how")
+            if "examples" not in each["schema"] or each["in"] == "header" or each["name"] in of_keys:
+                others = ("prefer", "cache-control", "encoded", *of_keys)
+                assert each["name"] in filled | place or each["name"] in others, each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
             # Folds make val themselves, rows that are named are not drawn, and pieces are of whole batches.

@@ -76,6 +76,7 @@ def _values(dataset: Dataset) -> dict[str, Any]:
         "offsets": _window(_first([*dataset.chosen(None)])),
         "where": _condition(_first([label] if label in scalars else scalars)),
         "file": dataset.files[0],
+        "join": quote(dataset.name, safe=""),
         "weights": _named(_first(sorted(filter(_is_weight, scalars), key=lambda field: field.role != "weight"))),
     }
     return {name: value for name, value in found.items() if value is not None}

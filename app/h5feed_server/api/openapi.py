@@ -28,7 +28,7 @@ TAGS = {
 GROUPS = {
     "What": (
         *("q", "split", "where", "rows", "field", "fields", "encoded", "classes", "kind"),
-        *("file", "path", "depth", "limit", "offset"),
+        *("join", "how", "key", "value", "duplicates", "file", "path", "depth", "limit", "offset"),
     ),
     "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
@@ -37,7 +37,10 @@ GROUPS = {
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
-    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer", "cache-control"),
+    "Answer": (
+        *("format", "body", "compress", "dtype", "side", "per_class", "channel", "revision"),
+        *("prefer", "cache-control"),
+    ),
 }
 """Headings of the page, and the parameters below each."""
 
@@ -72,6 +75,7 @@ EXAMPLES: dict[str, Any] = {
     "shard": 1,
     "shards": 2,
     "compress": "zstd",
+    "dtype": "float32",
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",

@@ -89,6 +89,14 @@ class PiecesPlan:
         return self.plan.dataset
 
     @property
+    def revisions(self) -> str:
+        return self.plan.revisions
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.plan.is_pinned
+
+    @property
     def full(self) -> Body:
         """Body of an ordinary batch."""
         return self.plan.full

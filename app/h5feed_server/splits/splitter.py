@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+from h5feed.errors import BadParameter, TooLarge, UnsupportedField, WeightsUnknown
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
+from h5feed.weights import digest_in, named
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
@@ -45,10 +47,14 @@ from .order_spec import OrderSpec
 from .resampling import Balanced, Weighted
 from .split_spec import AS_STORED, PIECES, FilteredSpec, SplitSpec
 from .stored import divide, has_all
+from .weights_folder import WeightsFolder
 from .windows import Windows, runs_of, samples_in
 from .windows_spec import NO_WINDOWS
 
 T = TypeVar("T")
+
+Select = Callable[[RowSet | None], RowSet | None]
+"""From the rows of a split to some of them; None: all rows of the dataset."""
 
 _MAX_LABEL_BYTES = 1 << 20
 """A field with larger rows, in bytes, is never treated as a label."""
@@ -75,6 +81,9 @@ class Splitter:
         self._reader = reader
         self._folder = folder
         self._max_bytes = settings.order_cache_bytes
+        self.given = WeightsFolder(
+            folder.path / "weights", settings.weights_bytes, settings.weights_arrays, settings.weights_seconds
+        )
         timeout = _PATIENCE * settings.read_timeout
         self.masks = Masks(reader, folder, timeout)
         self._large = LargeSplits(folder, self._max_bytes, timeout)
@@ -299,19 +308,35 @@ class Splitter:
             len,
         )
 
-    def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
+    def resampled(
+        self, dataset: Dataset, spec: OrderSpec, select: Select | None = None, selected_by: Hashable = None
+    ) -> Balanced | Weighted:
         """The table from which epochs with ``balance`` or ``weights`` are drawn.
+
+        Parameters
+        ----------
+        select : callable, optional
+            Takes the rows of the split and returns those that may be drawn.
+        selected_by : hashable
+            Identifies `select`.
 
         Raises
         ------
-        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
+        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge, WeightsUnknown
         """
-        self.check_listed(dataset, "weights=" if spec.weights is not None else "balance=")
+        if spec.weights is None:
+            self.check_listed(dataset, "balance=")
+        else:
+            self.check_weighable(dataset)
+        digest = _given_digest(dataset, spec)
+        if digest is not None:
+            self.given.note_use(dataset.name, digest)
         windows = tuple(getattr(spec, name) for name in NO_WINDOWS)
-        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify, windows)
+        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify, windows, selected_by)
+        draw = self._balanced if spec.weights is None else self._weighted
         return self._resampled.get(
             (dataset.name, dataset.names.key, dataset.identity, way),
-            lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
+            lambda: draw(dataset, spec, select),
             lambda value: value.nbytes,
         )
 
@@ -395,6 +420,16 @@ class Splitter:
             )
         self.check_divisible(dataset)
 
+    def check_weighable(self, dataset: Dataset) -> None:
+        """Refuse a dataset with too many rows for a list of their weights.
+
+        Raises
+        ------
+        TooLarge
+        """
+        self.check_listed(dataset, "weights=")
+        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
+
     def _kept(self, name: Key, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
         """The content of the file `name` in the cache folder; if it is missing, one process computes it."""
         return load(self._folder.get(name.kept, compute))
@@ -466,45 +501,68 @@ class Splitter:
             ),
         }
 
-    def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
-        """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
+    def _pool(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Rows | None:
+        """Samples of the split that meet ``where`` and that `select` keeps, cut to `limit`. None: all rows."""
         rows = self.samples(dataset, spec)
+        if select is not None:
+            rows = select(rows)
         if rows is not None:
             return as_list(rows)[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
-    def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
+    def _balanced(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Balanced:
         by, bins = balanced_by(dataset, spec)
         strata = self.strata(dataset, by, bins=bins)
         if strata.labels is None:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
             raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
-        pool = self._pool(dataset, spec)
+        pool = self._pool(dataset, spec, select)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
 
-    def _weighted(self, dataset: Dataset, spec: OrderSpec) -> Weighted:
-        assert spec.weights is not None
-        field = dataset.field(spec.weights)
-        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
-        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
-            raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
-        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
-        weights = np.concatenate(blocks) if blocks else np.zeros(0)
-        pool = self._pool(dataset, spec)
+    def _weighted(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Weighted:
+        digest = _given_digest(dataset, spec)
+        weights = self._stored_weights(dataset, spec) if digest is None else self._given_weights(dataset, digest)
+        pool = self._pool(dataset, spec, select)
         # A filter may leave out the rows that have no weight.
-        checked = None if not spec.where else pool
+        checked = None if not spec.where and select is None else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         bad = bad if checked is None else np.intersect1d(bad, checked)
         if len(bad):
             raise UnsupportedField(
-                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
+                f"weights={spec.weights}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
             )
         ends = np.cumsum(weights if pool is None else weights[pool])
         if len(ends) and not 0 < ends[-1] < np.inf:
-            raise UnsupportedField(f"weights={field.name}: weights of the split add up to {ends[-1]}; nothing to draw")
+            raise UnsupportedField(
+                f"weights={spec.weights}: weights of the split add up to {ends[-1]}; nothing to draw"
+            )
         return Weighted(pool, ends)
+
+    def _stored_weights(self, dataset: Dataset, spec: OrderSpec) -> npt.NDArray[np.float64]:
+        """The weights of all rows from a field, (rows,); they may be invalid."""
+        assert spec.weights is not None
+        field = dataset.field(spec.weights)
+        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
+            raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
+        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
+        return np.concatenate(blocks) if blocks else np.zeros(0)
+
+    def _given_weights(self, dataset: Dataset, digest: str) -> npt.NDArray[np.float64]:
+        """The weights of all rows that a client has given, (rows,)."""
+        weights = self.given.find(dataset.name, digest)
+        if weights is None:
+            raise WeightsUnknown(
+                f"weights={named(digest)}: this server lacks these weights of dataset {dataset.name!r}. Give them with "
+                f"POST /v1/datasets/{quote(dataset.name, safe='')}/weights, and repeat the request"
+            )
+        if len(weights) != dataset.rows:
+            raise BadParameter(
+                f"weights={named(digest)}: there are {len(weights)} weights, but dataset {dataset.name!r} has "
+                f"{dataset.rows} rows now"
+            )
+        return weights.astype(np.float64, copy=False)
 
     def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
         if name == PIECES:
@@ -649,6 +707,13 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
     if by is None:
         raise BadParameter(f"balance=true: dataset {dataset.name!r} has no label field; name one with stratify=")
     return by, by == spec.stratify
+
+
+def _given_digest(dataset: Dataset, spec: OrderSpec) -> str | None:
+    """The digest of weights that a client has given; None if the weights are a field."""
+    if spec.weights is None or spec.weights in (field.name for field in dataset.fields):
+        return None
+    return digest_in(spec.weights)
 
 
 def _splits_name(dataset: Dataset, spec: SplitSpec) -> Key:

@@ -29,6 +29,9 @@ def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) ->
 def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
+    if order.get("weights") is not None:
+        # Once for all passes: it copies and hashes an array.
+        order["weights"] = dataset.named_weights(order["weights"])
     if order.get("shard") is not None or order.get("shards") is not None:
         order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
     preparing = {name: value for name, value in options.items() if name in PREPARING}
