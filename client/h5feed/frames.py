@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
+from .offsets import MASK, Offsets, axes_of
 from .wire import (
     ALIGNMENT,
     DATA,
@@ -80,15 +81,27 @@ class Frame:
         Tensors whose rows differ in length, and the names of their offsets.
     sparse : dict of str to int
         Fields with sparse rows, and their numbers of columns.
+    masks : frozenset of str
+        Tensors that say which rows of samples are real.
     """
 
     rows: int
     tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     flat: Mapping[str, str]
     sparse: Mapping[str, int] = dataclass_field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool) -> Frame:
+    def of(
+        cls,
+        rows: int,
+        fields: Iterable[Field],
+        encoded: Iterable[str],
+        *,
+        weighted: bool,
+        offsets: Mapping[str, Offsets] | None = None,
+        masked: bool = False,
+    ) -> Frame:
         """The frame of some fields of a dataset.
 
         Parameters
@@ -97,6 +110,10 @@ class Frame:
             Fields that are sent as the bytes of image files.
         weighted : bool
             Whether the tail is padded with repeated rows.
+        offsets : mapping of str to int or tuple of int, optional
+            Of fields whose rows are not the samples' own.
+        masked : bool
+            Whether these fields have masks.
 
         Raises
         ------
@@ -108,8 +125,13 @@ class Frame:
             tensors[WEIGHT] = np.dtype("<f4"), ()
         flat: dict[str, str] = {}
         sparse: dict[str, int] = {}
+        masks = set()
         encoded = set(encoded)
         for field in fields:
+            axes = axes_of((offsets or {}).get(field.name, 0))
+            if masked and field.name in (offsets or {}):
+                masks.add(field.name + MASK)
+                tensors[field.name + MASK] = np.dtype("|b1"), axes
             is_bytes = field.name in encoded or field.dtype == "string"
             dtype = dtype_named("BF16") if field.dtype == "bfloat16" else DTYPES.get(field.dtype)
             if is_bytes:
@@ -120,17 +142,17 @@ class Frame:
                 index_dtype = DTYPES.get(field.index_dtype)
                 if index_dtype is None or index_dtype.kind not in "iu" or len(field.shape) != 1:
                     raise BadAnswer(f"the server sent invalid column indices {field.index_dtype!r} for {field.name!r}")
-                values, indices, offsets = _parts_of(field.name)
-                tensors |= {values: (dtype, ()), offsets: (np.dtype("<i8"), ()), indices: (index_dtype, ())}
-                flat |= {values: offsets, indices: offsets}
+                values, indices, starts = _parts_of(field.name)
+                tensors |= {values: (dtype, ()), starts: (np.dtype("<i8"), ()), indices: (index_dtype, ())}
+                flat |= {values: starts, indices: starts}
                 sparse[field.name] = field.shape[0]
             elif is_bytes or field.ragged:
                 flat[field.name] = field.name + OFFSETS
                 tensors[field.name] = dtype, ()
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
-                tensors[field.name] = dtype, field.shape
-        return cls(rows, tensors, flat, sparse)
+                tensors[field.name] = dtype, (*axes, *field.shape)
+        return cls(rows, tensors, flat, sparse, frozenset(masks))
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
@@ -138,9 +160,10 @@ class Frame:
         sparse = {name: columns for name, columns in self.sparse.items() if name in kept}
         kept |= {part for name in sparse for part in _parts_of(name)}
         kept |= {offsets for name, offsets in self.flat.items() if name in kept}
+        kept |= {name + MASK for name in fields if name + MASK in self.masks}
         tensors = {name: kind for name, kind in self.tensors.items() if name in kept}
         flat = {name: offsets for name, offsets in self.flat.items() if name in kept}
-        return Frame(self.rows, tensors, flat, sparse)
+        return Frame(self.rows, tensors, flat, sparse, self.masks & kept)
 
     def without(self, fields: Collection[str]) -> Frame:
         """The frame of all other fields, which do not differ in length."""

@@ -75,6 +75,10 @@ class Plan:
     """Fields that are stored as image files: they arrive as pixels, but may be fetched as files and decoded here."""
     stored: bool | None = None
     """Whether the split is stored in the file; None for all rows."""
+    rows_per_sample: int = 1
+    """Rows of a field in one sample, at most."""
+    not_by_id: str = ""
+    """Why the fields of samples are not rows that can be fetched by their ids; empty if they are."""
     part_rows: int = 0
     """Rows of a batch to request at once; 0: all."""
     chunk_rows: int = 1

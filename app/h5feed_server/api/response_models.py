@@ -68,6 +68,17 @@ class DatasetSummary(_Answer):
     fields: list[FieldSummary]
 
 
+class WeightsKept(_Answer):
+    """An array of weights that the server keeps."""
+
+    dataset: str
+    weights: str = Field(description="Value of the parameter `weights` that draws rows by this array.")
+    digest: str = Field(description="Digest of type and values.")
+    dtype: str
+    rows: int
+    expires_in: float = Field(description="Seconds after its last use until the array is forgotten.")
+
+
 class Catalogue(_Answer):
     datasets: list[DatasetSummary]
     total: int = Field(description="Number of datasets on all pages.")
@@ -219,6 +230,7 @@ class Plan(_Answer):
     note: str | None
     replaces: _Replaced
     where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
+    joined: dict[str, str] = Field(description="Revision of each joined dataset, by its name.")
     rows: int = Field(description="Rows of one epoch.")
     batch_size: int
     batches: int

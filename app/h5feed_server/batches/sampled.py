@@ -22,9 +22,6 @@ from ..storage.reader import Reader
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-MASK = ".mask"
-"""Suffix of the bool tensor that says which rows of a sample are real."""
-
 
 _WORTH_TAKING = 0.8
 """If at most this share of the rows of a batch are distinct, each is read once, and then copied to its places."""
@@ -122,7 +119,7 @@ class SampledField:
         return self.row_map.rows(samples.reshape(-1)).reshape(*samples.shape, *self.extra)
 
     def flat_rows(self, samples: Int64s) -> Int64s:
-        """Row ids of the field, (k * rows_per_sample,), for sample ids, (k,)."""
+        """Row ids of the field, (k * rows_per_sample,), which may repeat, for sample ids, (k,)."""
         return samples if self.row_map is None else self.row_map.rows(samples).reshape(-1)
 
     def read(self, reader: Reader, samples: Int64s, out: npt.NDArray[Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.stored.codecs import unsupported
@@ -161,6 +162,8 @@ class Dataset:
     """How the stored splits were drawn, if the files have a record of it."""
     card: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Title, description, licence and source, as far as they are known."""
+    has_named_pieces: bool = False
+    """Whether its rows are in groups with the same members, one after the other."""
     variants: dict[str, Dataset] = dataclass_field(default_factory=dict, compare=False, repr=False)
     """The same dataset under other names, which share this dictionary."""
 
@@ -176,6 +179,25 @@ class Dataset:
     def now(self) -> Dataset:
         """The same dataset under its name by content, if that is known."""
         return self if self.revision == self.names.content else self.called(self.names.current)
+
+    @cached_property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """First row of each piece that the dataset is made of, and the number of rows, (pieces + 1,) int64.
+
+        Pieces that are one row each, such as files of one image, count as one piece.
+        """
+        whole = np.array([0, self.rows], np.int64)
+        readable = [field.column for field in self.fields if not field.unreadable]
+        if not readable:
+            return whole
+        # Single values and names are stored as one segment for all pieces.
+        bounds = max((column.bounds for column in readable), key=len)
+        return whole if len(bounds) == self.rows + 1 else bounds
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether its pieces are episodes: groups with the same members, such as the demonstrations of a robot."""
+        return self.has_named_pieces and len(self.bounds) > 2
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -242,8 +264,8 @@ class Dataset:
             readable = [f for f in self.fields if not f.unreadable and (f.is_sparse or not f.is_ragged)]
             fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
-            fields = tuple({name: self.field(name) for name in _names(names)}.values())
-        stored, names_of_all = _names(encoded or ()), {field.name for field in fields}
+            fields = tuple({name: self.field(name) for name in names_in(names)}.values())
+        stored, names_of_all = names_in(encoded or ()), {field.name for field in fields}
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
@@ -269,7 +291,8 @@ def state_of(dataset: Dataset) -> dict[str, Any]:
     return {"dataset": dataset.name, "revision": dataset.names.current}
 
 
-def _names(names: str | Sequence[str]) -> Sequence[str]:
+def names_in(names: str | Sequence[str]) -> Sequence[str]:
+    """Field names, from a comma-separated, percent-encoded list, or as they are."""
     return [unquote(name) for name in names.split(",") if name] if isinstance(names, str) else names
 
 

@@ -97,6 +97,8 @@ class PlacedFetcher:
 
     def _why_not(self, revision: str) -> str:
         """Why any server may send all rows; empty if each is to come from its owner."""
+        if self._plan.not_by_id:
+            return self._plan.not_by_id
         if self._differs:
             return self._differs
         if len(self._client.replicas) < 2:

@@ -140,8 +140,9 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         # One worker means no Keras threads: the caller's thread takes batches that our threads have fetched ahead.
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
-        self._dataset = dataset
-        order, preparing = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        self._dataset = dataset = dataset.joined_by(given)
+        order, preparing = divided(dataset, given)
         check_dense(order, "Keras")
         self.shard, self.shards = int(order.get("shard") or 0), int(order.get("shards") or 1)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)

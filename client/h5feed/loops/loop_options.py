@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import BadParameter
+from ..offsets import masks_of, renamed
 from ..options import OrderOptions, PreparationOptions, split_options
 from ..plan import conditions
 from ..prepare import Preparation
@@ -29,6 +30,9 @@ def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[st
     """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
     order["sparse"] = order.get("sparse") or "dense"
+    if order.get("weights") is not None:
+        # Once for all passes: it copies and hashes an array.
+        order["weights"] = dataset.named_weights(order["weights"])
     if order.get("shard") is not None or order.get("shards") is not None:
         order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
     preparing = {name: value for name, value in options.items() if name in PREPARING}
@@ -66,5 +70,7 @@ def preparation_of(
         shard=shard,
         split_options=split_options(order),
         sparse=order.get("sparse", "dense"),
+        masks=masks_of(order, dataset.fields),
+        renamed=renamed(order),
         **preparing,
     )

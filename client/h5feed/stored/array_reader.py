@@ -277,17 +277,18 @@ class ArrayReader:
 def _ranges_of_rows(
     offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, count: int
 ) -> tuple[Int64s, Int64s, Int64s]:
-    """The ranges to read, one for each row: offsets, sizes, and where they begin among `count` rows, in bytes. If
-    `places` is None, consecutive rows share one."""
+    """The ranges to read: offsets, sizes, and where they begin among `count` rows, in bytes. Consecutive rows of
+    consecutive places share one."""
     offsets = rows * row_bytes + offset
-    if places is not None:
-        return offsets, np.full(len(rows), row_bytes, np.int64), places * row_bytes
+    begins = np.arange(0, count * row_bytes, row_bytes) if places is None else places * row_bytes
     if len(rows) > 1 and rows[1] == rows[0] + 1:
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-        begins = starts * row_bytes
-        return offsets[starts], np.diff(begins, append=count * row_bytes), begins
+        follows = np.diff(rows) == 1
+        if places is not None:
+            follows &= np.diff(places) == 1
+        starts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
+        return offsets[starts], np.diff(starts, append=len(rows)) * row_bytes, begins[starts]
     # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
-    return offsets, np.full(len(rows), row_bytes, np.int64), np.arange(0, count * row_bytes, row_bytes)
+    return offsets, np.full(len(rows), row_bytes, np.int64), begins
 
 
 def _joined(offsets: Int64s, sizes: Int64s, begins: Int64s) -> tuple[Int64s, Int64s, Int64s]:

@@ -201,7 +201,7 @@ class Column:
 
     @cached_property
     def rows(self) -> int:
-        return int(self._bounds[-1])
+        return int(self.bounds[-1])
 
     @cached_property
     def pieces(self) -> int:
@@ -231,12 +231,13 @@ class Column:
         return self.images, *parts
 
     @cached_property
-    def _bounds(self) -> Int64s:
+    def bounds(self) -> Int64s:
+        """First row of each segment, and the number of rows, (segments + 1,) int64."""
         return np.cumsum([0, *(segment.rows for segment in self.segments)], dtype=np.int64)
 
     def parts(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
         """The segments of rows start … stop-1, each with its first row of them and the one after the last."""
-        begins, found = self._bounds, []
+        begins, found = self.bounds, []
         number = max(0, int(np.searchsorted(begins, start, side="right")) - 1)
         while number < len(self.segments) and begins[number] < stop:
             first, last = max(start, int(begins[number])), min(stop, int(begins[number + 1]))
@@ -264,8 +265,8 @@ class Column:
         if len(self.segments) == 1:
             yield self.segments[0], None, rows
             return
-        owner = np.searchsorted(self._bounds, rows, side="right") - 1
+        owner = np.searchsorted(self.bounds, rows, side="right") - 1
         order = np.argsort(owner, kind="stable")
         numbers, begins = np.unique(owner[order], return_index=True)
         for number, places in zip(numbers.tolist(), np.split(order, begins[1:]), strict=len(rows) > 0):
-            yield self.segments[number], places, rows[places] - self._bounds[number]
+            yield self.segments[number], places, rows[places] - self.bounds[number]
