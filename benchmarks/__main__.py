@@ -35,6 +35,7 @@ from . import (
     sequences,
     slow,
     small,
+    sparse,
     splitting,
     statistics,
     store,
@@ -69,6 +70,7 @@ GROUPS: dict[str, ModuleType] = {
     "v": placement,
     "w": filtering,
     "x": sequences,
+    "y": sparse,
 }
 
 _EXAMPLES = """groups:
@@ -80,6 +82,7 @@ _EXAMPLES = """groups:
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
   v  what the caches of three replicas hold           x  sequences of a robot's demonstrations
+  y  shuffled cells of an AnnData file in CSR
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s

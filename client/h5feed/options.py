@@ -91,6 +91,13 @@ class EpochOptions(SplitOptions, total=False):
     """Let the server compress rows that are not stored in compressed chunks, for slow links; needs ``h5feed[decode]``.
     Fields that do not get at least 1.2 times shorter come as they are. Ignored if the server is on this machine, and
     for single batches. The arrays are the same."""
+    decode_cf: bool | None
+    """Unpack numbers that are packed by the CF conventions of netCDF: ``stored * scale_factor + add_offset``, with NaN
+    for missing values, in the float type that xarray uses. The read-ahead threads do it."""
+    sparse: Literal["dense", "csr"] | None
+    """What sparse rows become. ``dense``, the default of loops: arrays of equal shape, which read-ahead threads fill.
+    ``csr``: in `Dataset.batches`, where it is the default, the parts of a sparse matrix, see `Batch.sparse`; in
+    `Dataset.loader`, a ``scipy.sparse.csr_matrix``; in `Dataset.torch`, a sparse CSR tensor."""
 
 
 class OrderOptions(EpochOptions, total=False):

@@ -13,6 +13,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .stored.packing import Packing
 from .wire import Tensor
 
 BLOCK_BYTES = 16 << 20
@@ -82,6 +83,10 @@ class Plan:
     """Rows of a batch to request at once; 0: all."""
     chunk_rows: int = 1
     """Rows that are stored and decoded together."""
+    dense: bool = False
+    """Whether sparse rows are handed out as dense arrays."""
+    unpacking: Mapping[str, Packing] = field(default_factory=dict)
+    """How the numbers of fields are unpacked before they are handed out."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
     asked: Mapping[str, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
 from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
@@ -50,6 +51,7 @@ from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
+from .stored.packing import Packing
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .weights import GivenWeights
@@ -102,6 +104,7 @@ class RemoteDataset:
                 field["reason"],
                 field["ragged"],
                 tuple(field["class_names"]) if field.get("class_names") else None,
+                field["sparse"]["index_dtype"] if field.get("sparse") else None,
             )
             for field in info["fields"]
         }
@@ -287,7 +290,8 @@ class RemoteDataset:
     def __getitem__(self, rows: int | slice | Sequence[int] | npt.NDArray[Any]) -> Batch | dict[str, npt.NDArray[Any]]:
         """Index rows like a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, fetched with one request.
 
-        ``ds[5]`` is a single row: a dict of arrays without the row axis. Contains inputs and labels; see also `take`.
+        ``ds[5]`` is a single row: a dict of arrays without the row axis; sparse rows become dense. Contains inputs and
+        labels; see also `take`.
 
         Raises
         ------
@@ -309,7 +313,7 @@ class RemoteDataset:
             row = operator.index(rows)  # type: ignore[arg-type]
             if not -self.rows <= row < self.rows:
                 raise RowOutOfRange(f"row {row} is out of range for {self.rows} rows")
-            return {name: array[0] for name, array in self.take([row % self.rows]).items()}
+            return {name: array[0] for name, array in self.dense_rows([row % self.rows]).items()}
         return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
 
     def __iter__(self) -> NoReturn:
@@ -341,7 +345,11 @@ class RemoteDataset:
         check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision, self._client.names)
         if len(batch.rows) > batch_size:
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
-        return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
+        if decoding:
+            batch = decoded_batch(batch, decoding, self._client.pool)
+        if unpacking := self._unpacking(options):
+            batch = unpacked(batch, unpacking)
+        return batch.densified(self._client.pool) if options.get("sparse") == "dense" else batch
 
     def batches(
         self,
@@ -424,6 +432,10 @@ class RemoteDataset:
         wanted = row_ids([] if rows is None else rows)
         request = {"rows": wanted.tolist(), **chosen}
         return fetch_rows(self._client, self._path, self.revision, request, wanted, self._frame(request))
+
+    def dense_rows(self, rows: Sequence[int] | npt.NDArray[Any], fields: Sequence[str] | None = None) -> Batch:
+        """Same as `take`, with dense arrays instead of sparse rows."""
+        return self.take(rows, fields=fields).densified(self._client.pool)
 
     def splits(
         self,
@@ -580,6 +592,7 @@ class RemoteDataset:
             self._plans[cut] = answer
             if answer["replaces"] and params.get("shard", "0") == "0":
                 tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
+        frame, is_dense = self._frame(asked), options.get("sparse") == "dense"
         limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
         part_rows = answer.get("part_rows", batch_size)
         if part_rows < batch_size:
@@ -588,7 +601,14 @@ class RemoteDataset:
             rows=answer["rows"],
             batches=answer["batches"],
             # During decoding, encoded and decoded images are both in memory.
-            batch_bytes=answer["batch_bytes"] + sum(batch_size * math.prod(spec.shape) for spec in decoding.values()),
+            batch_bytes=answer["batch_bytes"]
+            + sum(batch_size * math.prod(spec.shape) for spec in decoding.values())
+            + (self._dense_bytes(frame) * batch_size if is_dense else 0)
+            + batch_size
+            * sum(
+                math.prod(self.fields[name].shape) * np.dtype(packing.dtype).itemsize
+                for name, packing in self._unpacking(options).items()
+            ),
             params=params,
             batch_size=batch_size,
             tensors=tuple(
@@ -600,8 +620,10 @@ class RemoteDataset:
             max_rows=limits["rows"],
             max_bytes=limits["body_bytes"],
             last_rows=answer["last_rows"],
-            frame=self._frame(asked),
+            frame=frame,
             decoding=decoding,
+            dense=is_dense,
+            unpacking=self._unpacking(options),
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
@@ -712,10 +734,23 @@ class RemoteDataset:
         fetch: Fetch[Batch] = images or fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
-        if cache is None:
-            return fetch
-        if plan.not_by_id:
+        if cache is not None and plan.not_by_id:
             raise BadParameter(f"cache= keeps single rows, but {plan.not_by_id}: leave out cache=")
+        found = fetch if cache is None else self._cached(fetch, images, plan, cache, client)
+        if plan.unpacking:
+            found = unpacked_fetch(found, plan.unpacking)
+        return dense_fetch(found, client.pool) if plan.dense and plan.frame.sparse else found
+
+    def _cached(
+        self,
+        fetch: Fetch[Batch],
+        images: ImageFetcher | None,
+        plan: Plan,
+        cache: str | os.PathLike[str] | RowCache,
+        client: Client,
+    ) -> Fetch[Batch]:
+        """Fetch blocks through a local cache."""
+        path = self._path
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
             return cached_fetch(
@@ -756,6 +791,10 @@ class RemoteDataset:
         ModuleNotFoundError, BadParameter
         """
         asked = options.copy()
+        asked.pop("decode_cf", None)
+        sparse = asked.pop("sparse", None)
+        if sparse not in (None, "dense", "csr"):
+            raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
         if (weights := asked.get("weights")) is not None:
             asked["weights"] = self.named_weights(weights)
         if self._joins and asked.get("fields") is None:
@@ -789,6 +828,36 @@ class RemoteDataset:
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
+
+    def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
+        """How to unpack the requested fields, with ``decode_cf``.
+
+        Raises
+        ------
+        BadParameter
+            The pieces of a field are packed in several ways.
+        """
+        if not options.get("decode_cf"):
+            return {}
+        chosen, found = set(self._chosen(options)), {}
+        for field in self.info["fields"]:
+            name, packed = field["name"], field.get("cf")
+            if name not in chosen or not packed:
+                continue
+            if len(packed) > 1:
+                raise BadParameter(
+                    f"decode_cf: the pieces of {name!r} are packed in {len(packed)} ways: let the server unpack them, "
+                    'with apply = "scale" in h5feed.toml'
+                )
+            (one,) = packed
+            found[name] = Packing(
+                one["dtype"], one["scale_factor"], one["add_offset"], tuple(one["missing"]), one["unsigned"]
+            )
+        return found
+
+    def _dense_bytes(self, frame: Frame) -> int:
+        """Bytes of a row of all sparse fields as dense arrays."""
+        return sum(columns * DTYPES[self.fields[name].dtype].itemsize for name, columns in frame.sparse.items())
 
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
         """The requested fields that the server decodes from image files."""

@@ -442,6 +442,8 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
     def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
         order, preparing = divided(dataset, options)
+        # Rows are always dense.
+        del order["sparse"]
         if windows := sorted(set(order) & set(WindowOptions.__annotations__)):
             raise BadParameter(
                 f"{windows[0]}= makes samples of several rows, but torch_map() has single rows: use torch()"
@@ -470,7 +472,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
             rows = self.row_ids[np.asarray(places, np.int64)]
         except IndexError:
             raise IndexError(f"index out of range for {len(self)} rows (valid: 0 to {len(self) - 1})") from None
-        arrays = tensors_of(prepare(self._dataset.take(rows, fields=prepare.fields)), False)
+        arrays = tensors_of(prepare(self._dataset.dense_rows(rows, prepare.fields)), False)
         return [mapped(itemgetter(place), arrays) for place in range(len(rows))]
 
     def _preparation(self) -> Preparation:

@@ -21,7 +21,7 @@ from h5feed.errors import BadParameter, TooLarge
 from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
-from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
+from h5feed.wire import ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
@@ -686,7 +686,7 @@ def read_fields(
             field.read(reader, rows, out)
             continue
         flat, offsets = lists[field.name]
-        tensors[field.name + OFFSETS][...] = offsets
+        tensors[field.offsets_name][...] = offsets
         if flat is None:
             reader.read_lists(field.column, field.flat_rows(rows), offsets, out)
         else:
@@ -729,11 +729,15 @@ def body_of(
         A field has a reserved name.
     """
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
+    shared: set[str] = set()
     for field in fields:
         if field.is_ragged:
             dtype = np.dtype("|u1") if field.is_text else field.dtype
             tensors.append(Tensor(field.name, dtype, (lengths[field.name],)))
-            tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows * field.rows_per_sample + 1,)))
+            # Values and column indices of sparse rows share them.
+            if field.field.offsets is None or field.field.offsets not in shared:
+                tensors.append(Tensor(field.offsets_name, np.dtype("<i8"), (rows * field.rows_per_sample + 1,)))
+                shared.add(field.offsets_name)
         else:
             shape = (rows, *field.sample_shape)
             tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))

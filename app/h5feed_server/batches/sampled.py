@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.errors import BadParameter
 from h5feed.stored.column import Column
 
 from ..catalog.dataset import Field
@@ -60,6 +61,10 @@ class SampledField:
     field: Field
     row_map: RowMap | None = None
 
+    def __post_init__(self) -> None:
+        if self.field.is_sparse:
+            raise BadParameter(f"samples cannot be made of rows of {self.field.name!r}, which are sparse")
+
     @property
     def name(self) -> str:
         return self.field.name
@@ -97,6 +102,11 @@ class SampledField:
     def is_ragged(self) -> bool:
         """Whether it is sent as flat items with offsets."""
         return self.field.is_ragged
+
+    @property
+    def offsets_name(self) -> str:
+        """Name of the tensor with its offsets, if it is ragged."""
+        return self.field.offsets_name
 
     @property
     def has_mask(self) -> bool:
@@ -143,5 +153,5 @@ class SampledField:
 
 
 def each_row(fields: Sequence[Field]) -> tuple[SampledField, ...]:
-    """Fields of which a sample is the row of the same number."""
-    return tuple(SampledField(field) for field in fields)
+    """Fields of which a sample is the row of the same number; sparse ones as their parts."""
+    return tuple(SampledField(part) for field in fields for part in field.parts)

@@ -33,7 +33,7 @@ from ..net.client import Client
 from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
 from ..net.trace import DECODE, as_tensors, enter, read_here
 from ..plan import Plan
-from ..wire import OFFSETS, ROWS, WEIGHT, read_body
+from ..wire import ROWS, WEIGHT, read_body
 from .leased import leased
 
 if TYPE_CHECKING:
@@ -153,23 +153,25 @@ class Window:
                     index=index,
                     epoch=self.epoch,
                     revision=self.revision,
+                    sparse=self.plan.frame.sparse,
                 )
             )
         return batches
 
     def _plain(self, start: int, stop: int) -> list[dict[str, npt.NDArray[Any]]]:
         """The parts of `arrays` that belong to each of batches start … stop-1."""
-        size, final = self.plan.batch_size, self.plan.batches - 1
+        size, final, frame = self.plan.batch_size, self.plan.batches - 1, self.plan.frame
         found = []
         for index in range(start, stop):
             begin = (index - self.start) * size
             end = begin + (size if index < final else self.plan.last_rows)
             plain = {}
             for name, array in self.arrays.items():
-                flat = name.removesuffix(OFFSETS)
-                if flat in self.plan.frame.flat:
-                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
-                    plain[name] = array[offsets[0] : offsets[-1]] if name == flat else offsets - offsets[0]
+                if name in frame.flat:
+                    offsets = self.arrays[frame.flat[name]][begin : end + 1]
+                    plain[name] = array[offsets[0] : offsets[-1]]
+                elif name in frame.offsets:
+                    plain[name] = array[begin : end + 1] - array[begin]
                 else:
                     plain[name] = array[begin:end]
             found.append(plain)

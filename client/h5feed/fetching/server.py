@@ -228,6 +228,7 @@ def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = Fal
                     index=index,
                     epoch=epoch,
                     revision=revision,
+                    sparse=frame.sparse,
                 )
     except BadAnswer:
         if not cut:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Names
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,8 @@ class Preparation:
     seed, shard : int
     split_options : mapping, optional
         Options of `Dataset.splits`.
+    sparse : ``"dense"`` or ``"csr"``
+        What inputs with sparse rows become. ``"csr"``: matrices of scipy, without scaling or transform.
     masks : mapping of str to str, optional
         Masks of samples of several rows, by name, with the fields that they belong to. They can be named in `x` and
         `sample_weight`.
@@ -122,6 +124,7 @@ class Preparation:
         seed: int = 0,
         shard: int = 0,
         split_options: Mapping[str, Any] | None = None,
+        sparse: Literal["dense", "csr"] = "dense",
         masks: Mapping[str, str] | None = None,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
@@ -167,6 +170,8 @@ class Preparation:
         self.transforms = self._transform is not None
         self._writes = self._transform is not None and self._transform.writes
         self._seed, self._shard = seed, shard
+        if sparse == "csr":
+            self._check_sparse(dataset)
 
     def __call__(self, batch: Batch, epoch: int | None = None, pool: BufferPool | None = None) -> tuple[Any, ...]:
         """Prepare a batch for the model.
@@ -197,7 +202,20 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
-    def _input(self, batch: Batch, name: str, pool: BufferPool) -> npt.NDArray[Any]:
+    def _check_sparse(self, dataset: RemoteDataset) -> None:
+        """Raise `BadParameter` if sparse rows would have to be dense."""
+        for name in self.fields:
+            if dataset.fields[name].index_dtype is None:
+                continue
+            if name not in self.inputs or name in self.targets or self._scales or self.transforms:
+                raise BadParameter(
+                    "sparse='csr' is only for inputs without rescale, mean, std and transform: use sparse='dense', or "
+                    f"leave these out, and {name!r} out of y= and sample_weight="
+                )
+
+    def _input(self, batch: Batch, name: str, pool: BufferPool) -> Any:
+        if name in batch.columns:
+            return batch.sparse(name)
         stored, scale = batch[name], self._scales.get(name)
         if scale is None and not self._writes:
             return stored

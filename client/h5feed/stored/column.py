@@ -69,6 +69,10 @@ class Segment:
     served_as : str or None
         NumPy type string of the served values, if it differs from the stored type: the float that packed numbers are
         unpacked to, or the longest text of all segments.
+    indices : Segment or None
+        Rows are sparse: the column index of each item, with the same offsets. Its `below` is the number of columns.
+    below : int or None
+        Items are integers from 0 to ``below - 1``. They are checked when they are read.
     """
 
     source: Source
@@ -77,6 +81,8 @@ class Segment:
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
     served_as: str | None = None
+    indices: Segment | None = field(default=None, compare=False, repr=False)
+    below: int | None = None
 
     @property
     def file(self) -> FileSource:
@@ -101,6 +107,8 @@ class Segment:
         dtype, sample_shape = wire_array(self.array)
         if self.served_as is not None:
             dtype = np.dtype(self.served_as)
+        if self.indices is not None and self.indices.below is not None:
+            return dtype, (self.indices.below,)
         shape = self.array.shape[:-1] if self.transposed else sample_shape
         # Drop axes of length 1 if each row is a single string.
         return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
@@ -156,8 +164,19 @@ class Column:
         return replace(self, images=None)
 
     @cached_property
+    def indices(self) -> Column | None:
+        """The column indices of sparse rows, as lists; None if rows are not sparse."""
+        found = tuple(segment.indices for segment in self.segments if segment.indices is not None)
+        return Column(found) if found else None
+
+    @cached_property
+    def stored_values(self) -> Column:
+        """The values that are stored of sparse rows, as lists."""
+        return replace(self, segments=tuple(replace(segment, indices=None) for segment in self.segments))
+
+    @cached_property
     def is_ragged(self) -> bool:
-        """Whether rows are variable-length lists or text; if so, `dtype` is that of the items."""
+        """Whether rows are variable-length lists or text, or sparse; if so, `dtype` is that of the items."""
         return self.dtype.kind == "S" or self.has_lists
 
     @cached_property
