@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    AmbiguousKey,
     BadAnswer,
     BadParameter,
     BatchOutOfRange,
@@ -20,6 +21,7 @@ from .errors import (
     HostNotAllowed,
     InternalError,
     JobWanted,
+    KeysNotFound,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
@@ -39,6 +41,7 @@ from .errors import (
     Unauthorized,
     Unreadable,
     UnsupportedField,
+    WeightsUnknown,
 )
 from .version import __version__
 
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
+    from .weights import class_balanced
 
 _MODULES = {
     "Batch": "batch",
@@ -64,6 +68,7 @@ _MODULES = {
     "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
+    "class_balanced": "weights",
     "connect": "feed",
     "mix": "mixture",
     "reopen": "reopening",
@@ -72,6 +77,7 @@ _MODULES = {
 that only need the wire format."""
 
 __all__ = [
+    "AmbiguousKey",
     "BadAnswer",
     "BadParameter",
     "Batch",
@@ -87,6 +93,7 @@ __all__ = [
     "HostNotAllowed",
     "InternalError",
     "JobWanted",
+    "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
     "Mixture",
@@ -111,7 +118,9 @@ __all__ = [
     "Unauthorized",
     "Unreadable",
     "UnsupportedField",
+    "WeightsUnknown",
     "__version__",
+    "class_balanced",
     "connect",
     "mix",
     "reopen",

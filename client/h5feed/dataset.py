@@ -112,8 +112,9 @@ class Dataset(RemoteDataset, Trainable):
         Preparing, ReadTimeout, SplitNotFound
         """
         check_options(options, self.source, OrderOptions.__annotations__)
-        given = dict(options) | ({} if batch_size is None else {"batch_size": batch_size})
-        return source_of(self, split, given, timeout)
+        given: dict[str, Any] = dict(options) | ({} if batch_size is None else {"batch_size": batch_size})
+        dataset = self.joined_by(given)
+        return source_of(dataset, split, given, timeout)
 
     def torch_map(self, split: str = "all", **options: Unpack[TorchRowsOptions]) -> TorchRows:
         """A `torch.utils.data.Dataset` of single rows; see `h5feed.torch.TorchRows` for the options."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Unpack
+from typing import Any, NoReturn, Self, Unpack
+
+import numpy.typing as npt
 
 from .batch import Batch
 from .buffers import BufferPool
@@ -58,6 +60,19 @@ class Samples(ABC):
     @abstractmethod
     def replicas(self) -> tuple[ReplicaStats, ...]:
         """What each server has done so far, and which are left out."""
+
+    @abstractmethod
+    def joined_by(self, options: dict[str, Any]) -> Self:
+        """`Dataset.join` by the options ``join`` and ``how``, which are taken from `options`."""
+
+    @abstractmethod
+    def named_weights(self, weights: str | npt.ArrayLike) -> str:
+        """The value of the option `weights`: the name of a field, or an array, copied and named by its digest.
+
+        Raises
+        ------
+        BadParameter
+        """
 
     @abstractmethod
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
@@ -134,6 +149,15 @@ class Samples(ABC):
             With ``waited`` (seconds spent waiting for data) and ``close()``.
         """
         check_options(options, self.batches, OrderOptions.__annotations__)
-        plan = self.plan(split, batch_size=batch_size, **options)
-        epoch = options.get("epoch", 0)
-        return self.read_passes(plan, epoch, 0, plan.batches, connections=connections, readahead=readahead, cache=cache)
+        given: dict[str, Any] = dict(options)
+        samples = self.joined_by(given)
+        plan = samples.plan(split, batch_size=batch_size, **given)
+        return samples.read_passes(
+            plan,
+            options.get("epoch", 0),
+            0,
+            plan.batches,
+            connections=connections,
+            readahead=readahead,
+            cache=cache,
+        )

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from .loops.loader import Loader
+from .loops.loop_options import check_dense
 from .loops.tree import mapped
 from .samples import Samples
 
@@ -34,6 +35,7 @@ def tf_data(dataset: Samples, split: str = "all", **options: Any) -> tf.data.Dat
         Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes. The batch dimension is
         known if every batch is full (``last="drop"`` or ``"pad"``).
     """
+    check_dense(options, "tf.data")
     loader = Loader(dataset, split, **options)
     plan = loader.plan
     is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1

@@ -7,12 +7,13 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .joins_spec import JoinsSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec):
+class OrderSpec(FilteredSpec, JoinsSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -37,7 +38,8 @@ class OrderSpec(FilteredSpec):
     )
     weights: str | None = Field(
         None,
-        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field.",
+        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field. Or `digest:` and "
+        "the digest of an array that was given with `POST …/weights`; a field of this name comes first.",
     )
     epoch_rows: int | None = Field(
         None,
@@ -87,6 +89,12 @@ class OrderSpec(FilteredSpec):
             raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
+        return self
+
+    @model_validator(mode="after")
+    def _joins_single_rows(self) -> Self:
+        if self.join and self.has_windows:
+            raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
         return self
 
     @field_validator("split")

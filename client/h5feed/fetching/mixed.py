@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from ..buffers import BufferPool
 from ..mixing import Mixing
 from ..order import BatchGrid
 from ..plan import BLOCK_BYTES, Plan
-from ..wire import OFFSETS
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, Tensor
 from .leased import leased
 
 SOURCE = "__source__"
@@ -52,11 +52,22 @@ class SourcePlan:
     plan : Plan
         Its order, in batches of few rows.
     names : mapping of str to str
-        Its own name of each field of the mixture.
+        Its own name of each tensor that is not made for another one, by the name in the mixture.
     """
 
     plan: Plan
     names: Mapping[str, str]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of its batches by their own names, as they are handed out: dense, and unpacked."""
+        found = {tensor.name: tensor for tensor in self.plan.tensors}
+        for name, columns in self.plan.frame.sparse.items():
+            data, _, _ = (found.pop(name + suffix) for suffix in (DATA, INDICES, INDPTR))
+            found[name] = replace(data, name=name, shape=(self.plan.batch_size, columns))
+        for name, packing in self.plan.unpacking.items():
+            found[name] = replace(found[name], dtype=np.dtype(packing.dtype))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

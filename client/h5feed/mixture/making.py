@@ -10,7 +10,7 @@ from ..errors import BadParameter
 from ..mixing import Parts, Stop
 from ..suggestions import did_you_mean
 from .mixture import Mixture
-from .sources import Source, datasets_of, names_in
+from .sources import Source, datasets_of, names_in, options_in
 from .weights import ChangingWeights, Schedule, Weights, checked_weights
 
 
@@ -103,7 +103,10 @@ def mix(
                 raise BadParameter(f"{option}: there is no source {name!r}: {did_you_mean(name, named)}")
     made = [
         Source(
-            name, dataset, names_in(name, dataset, (fields or {}).get(name, {})), dict((options or {}).get(name, {}))
+            name,
+            dataset,
+            names_in(name, dataset, (fields or {}).get(name, {})),
+            options_in(name, dataset, (options or {}).get(name, {})),
         )
         for name, dataset in named.items()
     ]

@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from ..batch import Batch
 from ..blocks import blocks_from
@@ -22,13 +23,14 @@ from ..fetching.mixed import SOURCE, MixtureFetcher, MixturePlan, SourcePlan
 from ..fetching.readahead import ReadAhead, read_ahead
 from ..mixing import Mixing, Parts, Stop, tempered, units_of
 from ..net.balancing import ReplicaStats
+from ..offsets import renamed
 from ..options import OrderOptions, SplitOptions
 from ..order import BatchGrid
 from ..plan import Plan, names_of, parameter, tail_of
 from ..suggestions import check_options, no_field
 from ..trainable import Trainable
 from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
-from .sources import Source, common_fields
+from .sources import DENSE, Source, common_fields
 from .weights import Schedule
 
 _OWN_OPTIONS = ("shard", "shards", "last", "fields", "epoch", "epoch_rows")
@@ -83,7 +85,8 @@ class Mixture(Trainable):
         """What the server of the first source says of the fields."""
         first = self._sources[0]
         entries = {entry["name"]: entry for entry in first.dataset.info["fields"]}
-        own = {name: entries[first.names[name]] for name in self.fields if name in first.names}
+        # Fields of joined datasets have no entries.
+        own = {name: entries[first.names[name]] for name in self.fields if first.names.get(name) in entries}
         return {"native_splits": False, "fields": [{**entry, "name": name} for name, entry in own.items()]}
 
     def __repr__(self) -> str:
@@ -113,6 +116,35 @@ class Mixture(Trainable):
         clients = {id(source.dataset.link): source.dataset for source in self._sources}
         return tuple(one for dataset in clients.values() for one in dataset.replicas)
 
+    def joined_by(self, options: dict[str, Any]) -> Self:
+        """Not for mixtures: their sources are joined one by one.
+
+        Raises
+        ------
+        BadParameter
+        """
+        for option in ("join", "how"):
+            if options.pop(option, None) is not None:
+                raise BadParameter(
+                    f"{option}= is of one dataset: mix datasets that are joined, with dataset.join('OTHER')"
+                )
+        return self
+
+    def named_weights(self, weights: str | npt.ArrayLike) -> str:
+        """The name of a field of weights.
+
+        Raises
+        ------
+        BadParameter
+            It is an array, which has a weight for each row of one dataset.
+        """
+        if isinstance(weights, str):
+            return weights
+        raise BadParameter(
+            "weights= of a mixture names a field: give arrays for single sources, with "
+            f"h5feed.mix(…, options={{{self._sources[0].name!r}: {{'weights': …}}}})"
+        )
+
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> MixturePlan:
         """The rows and batches of an epoch, known before fetching.
 
@@ -122,10 +154,16 @@ class Mixture(Trainable):
             A field is not the same in all sources, or a source has no rows, or not enough for an epoch.
         """
         check_options(options, self.plan, OrderOptions.__annotations__)
+        given: dict[str, Any] = dict(options)
+        self.joined_by(given)
+        if (weights := options.get("weights")) is not None:
+            self.named_weights(weights)
+        if options.get("sparse") not in (None, "dense"):
+            raise BadParameter(f"sparse={options['sparse']!r}: {DENSE}")
         if options.get("epoch_rows") is not None:
             raise BadParameter("epoch_rows= is an option of mix(): the loops of a mixture have the same epochs")
         fields = self._chosen(options)
-        passed_on = {name: value for name, value in options.items() if name not in _OWN_OPTIONS and value is not None}
+        passed_on = {name: value for name, value in given.items() if name not in _OWN_OPTIONS and value is not None}
         of_sources = [name for name in fields if name != SOURCE]
         sources = tuple(source.plan(split, of_sources, passed_on) for source in self._sources)
         mixing = self._mixing(tuple(source.plan.rows for source in sources), batch_size, int(options.get("seed") or 0))
@@ -242,13 +280,15 @@ class Mixture(Trainable):
         if options.get("fields") is None:
             chosen = [*self.fields_of_role("input"), *self.fields_of_role("label")]
             found = chosen or [one.name for one in self.fields.values() if one.readable and not one.ragged]
-            found = [name for name in found if name != SOURCE]
+            found = [name for name in [*found, *renamed(options)] if name != SOURCE]
             if not found:
                 reasons = "; ".join(f"{one.name!r}: {one.reason}" for one in self.fields.values() if one.reason)
                 raise BadParameter(f"the sources have no field in common ({reasons})")
             return found
-        found = names_of(options["fields"])
+        found, other_names = names_of(options["fields"]), renamed(options)
         for name in found:
+            if name in other_names:
+                continue
             if name not in self.fields:
                 raise no_field(name, self.fields, f"the mixture {self.name!r} has no field")
             if not self.fields[name].readable:
@@ -319,20 +359,20 @@ class Mixture(Trainable):
         BadParameter
             A field arrives differently from different sources.
         """
-        found = [{one.name: one for one in source.plan.tensors} for source in sources]
         tensors = [Tensor(ROWS, np.dtype("<i8"), (batch_size,))]
         tensors += [Tensor(WEIGHT, np.dtype("<f4"), (batch_size,))] if padded else []
         tensors += [Tensor(SOURCE, np.dtype("<i8"), (batch_size,))] if has_source else []
-        for name, own in sources[0].names.items():
-            if own not in found[0]:
-                continue
+        for name in dict.fromkeys(name for source in sources for name in source.names):
+            found = [source.tensors.get(source.names.get(name, "")) for source in sources]
             kinds = [
-                (tensors_of[names[name]].dtype, tensors_of[names[name]].shape[1:], names[name] + OFFSETS in tensors_of)
-                for tensors_of, names in zip(found, (source.names for source in sources), strict=True)
+                None if one is None else (one.dtype, one.shape[1:], one.name + OFFSETS in source.tensors)
+                for source, one in zip(sources, found, strict=True)
             ]
             if len(set(kinds)) > 1:
-                raise BadParameter(f"the field {name!r} arrives as {kinds} from the sources: decode it in the same way")
-            first = found[0][own]
+                raise BadParameter(f"the field {name!r} arrives as {kinds} from the sources: give all the same options")
+            first = found[0]
+            if first is None or kinds[0] is None:
+                continue
             is_flat = kinds[0][2]
             tensors.append(replace(first, name=name, shape=first.shape if is_flat else (batch_size, *first.shape[1:])))
             if is_flat:

@@ -10,11 +10,14 @@ from ..dataset import Dataset
 from ..errors import BadParameter
 from ..fetching.mixed import MOST_SOURCE_ROWS, SOURCE, SOURCE_BATCH_BYTES, SourcePlan
 from ..frames import Field
-from ..plan import names_of
+from ..offsets import MASK, Taken, offsets_of, offsets_text, renamed
+from ..plan import conditions, names_of
 from ..suggestions import no_field
 
-_FIELD_OPTIONS = ("encoded", "stratify", "group", "weights")
-"""Options that name fields."""
+_FIELD_OPTIONS = ("encoded", "stratify", "group", "weights", "episode", "offsets")
+"""Options that name fields. Conditions of ``where`` name those of the sources."""
+
+DENSE = "mixtures have dense arrays, sparse='dense'"
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,50 @@ class Source:
         chosen: dict[str, Any] = {"split": split, **options}
         for option in _FIELD_OPTIONS:
             if chosen.get(option) is not None and option not in self.options:
-                names = names_of(chosen[option]) if option == "encoded" else [chosen[option]]
-                own = [self.names.get(name, name) for name in names]
-                chosen[option] = own if option == "encoded" else own[0]
+                chosen[option] = self._with_own_names(option, chosen[option])
+        if conditions(chosen.get("where")) and "where" not in self.options:
+            self._check_names_in_conditions()
         chosen |= self.options
-        own_fields = [self.names[name] for name in fields]
+        # Rows are mixed as arrays.
+        chosen["sparse"] = "dense"
+        names = {**self.names, **{name: name for name in renamed(options)}}
+        own_fields = [names[name] for name in fields]
         one = self.dataset.plan(**chosen, fields=own_fields, batch_size=1)
         if not one.rows:
             raise BadParameter(f"the source {self.name!r} has no rows in {chosen['split']!r} to mix")
         rows = max(1, min(MOST_SOURCE_ROWS, SOURCE_BATCH_BYTES // max(1, one.batch_bytes)))
-        return SourcePlan(self.dataset.plan(**chosen, fields=own_fields, batch_size=rows), self.names)
+        plan = self.dataset.plan(**chosen, fields=own_fields, batch_size=rows)
+        masks = {name + MASK: names[name] + MASK for name in fields if names[name] + MASK in plan.frame.masks}
+        return SourcePlan(plan, names | masks)
+
+    def _with_own_names(self, option: str, value: Any) -> Any:
+        """The value of an option, with the dataset's own names of the fields that it names."""
+
+        def own(name: str) -> str:
+            return self.names.get(name, name)
+
+        if option == "encoded":
+            return [own(name) for name in names_of(value)]
+        if option != "offsets":
+            return own(value)
+        found = {}
+        for name, taken in offsets_of(value).items():
+            is_renamed = name != taken.field
+            if is_renamed and (name in self.names or name in self.dataset.fields):
+                raise BadParameter(
+                    f"offsets: {name!r} is a field of its own in the source {self.name!r}: choose another name"
+                )
+            found[name if is_renamed else own(name)] = Taken(own(taken.field), taken.offsets)
+        return offsets_text(found)
+
+    def _check_names_in_conditions(self) -> None:
+        """Raise `BadParameter` if a name in a condition may mean two fields."""
+        for name, own in self.names.items():
+            if name != own and name in self.dataset.fields:
+                raise BadParameter(
+                    f"where= names fields of the sources, but {name!r} is another field in the mixture than in the "
+                    f"source {self.name!r}: give conditions with options={{{self.name!r}: {{'where': …}}}}"
+                )
 
 
 def datasets_of(sources: Any) -> tuple[dict[str, Dataset], dict[str, float] | None]:
@@ -111,6 +148,27 @@ def names_in(source: str, dataset: Dataset, given: Mapping[str, str]) -> dict[st
     return names
 
 
+def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a source, with an array of weights named by its digest.
+
+    Raises
+    ------
+    BadParameter
+    """
+    options = dict(given)
+    for option in ("join", "how"):
+        if options.get(option) is not None:
+            raise BadParameter(
+                f"options: the source {source!r} has {option}=: join the dataset before you mix it, with "
+                "dataset.join('OTHER')"
+            )
+    if options.get("sparse") not in (None, "dense"):
+        raise BadParameter(f"options: the source {source!r} has sparse={options['sparse']!r}: {DENSE}")
+    if options.get("weights") is not None:
+        options["weights"] = dataset.named_weights(options["weights"])
+    return options
+
+
 def common_fields(sources: Sequence[Source]) -> dict[str, Field]:
     """The fields of a mixture. Those that differ between sources are not readable, and say why."""
     names = dict.fromkeys(name for source in sources for name in source.names)
@@ -123,7 +181,8 @@ def _common_field(name: str, sources: Sequence[Source]) -> Field:
     having = {source.name: source.dataset.fields[source.names[name]] for source in sources if name in source.names}
     first_source, first = next(iter(having.items()))
     lacking = [source for source in sources if name not in source.names]
-    found = replace(first, name=name)
+    # Sparse rows are mixed as dense arrays.
+    found = replace(first, name=name, index_dtype=None)
     if lacking:
         return replace(
             found,
