@@ -211,8 +211,8 @@ class Dataset:
             readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
             fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
-            fields = tuple({name: self.field(name) for name in _names(names)}.values())
-        stored, names_of_all = _names(encoded or ()), {field.name for field in fields}
+            fields = tuple({name: self.field(name) for name in names_of(names)}.values())
+        stored, names_of_all = names_of(encoded or ()), {field.name for field in fields}
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
@@ -238,7 +238,8 @@ def state_of(dataset: Dataset) -> dict[str, Any]:
     return {"dataset": dataset.name, "revision": dataset.names.current}
 
 
-def _names(names: str | Sequence[str]) -> Sequence[str]:
+def names_of(names: str | Sequence[str]) -> Sequence[str]:
+    """Field names from a comma-separated, percent-encoded list, or as they are."""
     return [unquote(name) for name in names.split(",") if name] if isinstance(names, str) else names
 
 

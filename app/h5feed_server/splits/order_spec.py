@@ -7,12 +7,13 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec):
+class OrderSpec(RaggedSpec, FilteredSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -85,6 +86,11 @@ class OrderSpec(FilteredSpec):
             raise ValueError("balance and weights are two ways to draw rows: use one of them")
         if self.draws and self.window is not None:
             raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
+        if self.pack is not None and (self.draws or self.window is not None):
+            raise ValueError(
+                "pack cannot be used with balance, weights or window: which rows share a packed row depends on the "
+                "lengths of all rows of the split"
+            )
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self

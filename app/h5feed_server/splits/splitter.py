@@ -402,7 +402,7 @@ class Splitter:
             ),
         }
 
-    def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
+    def pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
         """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
         rows = self.rows(dataset, spec.split, spec)
         if rows is not None:
@@ -416,7 +416,7 @@ class Splitter:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
             raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
-        pool = self._pool(dataset, spec)
+        pool = self.pool(dataset, spec)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
 
@@ -428,7 +428,7 @@ class Splitter:
             raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
         blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
         weights = np.concatenate(blocks) if blocks else np.zeros(0)
-        pool = self._pool(dataset, spec)
+        pool = self.pool(dataset, spec)
         # A filter may leave out the rows that have no weight.
         checked = None if not spec.where else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))

@@ -131,8 +131,15 @@ class Reader:
         """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""
         self._chunk_rows.read_ahead(column, rows)
 
-    def late_ranges(self, column: Column, rows: Int64s) -> Iterator[tuple[Source, Int64s, Int64s]]:
+    def late_ranges(
+        self, column: Column, rows: Int64s, spans: tuple[Int64s, Int64s] | None = None
+    ) -> Iterator[tuple[Source, Int64s, Int64s]]:
         """Which ranges of sources that answer late a read of these rows needs.
+
+        Parameters
+        ----------
+        spans : ((k,) int64, (k,) int64), optional
+            Of each list, how many items are left out at its start, and how many are read; default: all are read.
 
         Yields
         ------
@@ -147,6 +154,11 @@ class Reader:
             wanted = None
             if column.images is not None:
                 wanted = partial(self._undecoded, column, rows if places is None else rows[places])
+            elif spans is not None and segment.offsets is not None:
+                skipped, lengths = spans if places is None else (spans[0][places], spans[1][places])
+                begins = segment.offsets[local] + skipped
+                yield segment.source, *self._arrays.item_ranges(segment, begins, begins + lengths)
+                continue
             yield segment.source, *self._arrays.ranges(segment, local, wanted)
 
     def whole(self, column: Column, asked: int) -> npt.NDArray[Any] | None:

@@ -89,7 +89,9 @@ class ArrayReader:
             offsets[1:][everywhere] = segment.offsets[local + 1] - segment.offsets[local]
         return np.cumsum(offsets, out=offsets)
 
-    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+    def read_lists(
+        self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any], skipped: Int64s | None = None
+    ) -> None:
         """Read lists at the positions that `list_offsets` returned.
 
         Parameters
@@ -97,22 +99,46 @@ class ArrayReader:
         column : Column
         rows : (k,) int64
         offsets : (k + 1,) int64
-            From `list_offsets`, for the same rows.
+            From `list_offsets`, for the same rows; or of shorter lists, to read only a part of each.
         out : (offsets[k],) of the column's dtype
+        skipped : (k,) int64, optional
+            Number of items at the start of each list that are not wanted; default: none.
         """
-        for segment, places, local in self._divided(column, rows):
-            assert segment.offsets is not None
-            where = np.arange(len(rows)) if places is None else places
-            begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
-            spans = zip(begins, ends, offsets[where].tolist(), offsets[where + 1].tolist(), strict=True)
+        lengths = np.diff(offsets)
+        spans = [
+            (segment, *self._span(segment, local, lengths[where], None if skipped is None else skipped[where]), where)
+            for segment, places, local in column.divide(rows)
+            for where in [np.arange(len(rows)) if places is None else places]
+        ]
+        # All segments begin before the first is waited for.
+        for segment, begins, ends, where in [(self._ahead_of_items(*span[:3]), *span[1:]) for span in spans]:
+            wanted = zip(
+                begins.tolist(), ends.tolist(), offsets[where].tolist(), offsets[where + 1].tolist(), strict=True
+            )
             with segment.source.reading() as handle:
-                for begin, end, first, last in spans:
+                for begin, end, first, last in wanted:
                     if segment.as_stored:
                         self.read_items(segment, handle, begin, end, out[first:last].view(np.uint8))
                         continue
                     stored = np.empty(end - begin, segment.array.dtype)
                     self.read_items(segment, handle, begin, end, stored.view(np.uint8))
                     out[first:last] = cut_padding(stored, segment.array.padding)
+
+    def _span(self, segment: Segment, rows: Int64s, lengths: Int64s, skipped: Int64s | None) -> tuple[Int64s, Int64s]:
+        """The first item, and the one after the last, of parts of lists."""
+        assert segment.offsets is not None
+        begins = segment.offsets[rows] if skipped is None else segment.offsets[rows] + skipped
+        return begins, begins + lengths
+
+    def _ahead_of_items(self, segment: Segment, begins: Int64s, ends: Int64s) -> Segment:
+        source = segment.source.ahead(partial(self.item_ranges, segment, begins, ends))
+        return segment if source is segment.source else replace(segment, source=source)
+
+    def item_ranges(self, segment: Segment, begins: Int64s, ends: Int64s) -> Ranges:
+        """The ranges of stored bytes that a read of items of a flat array needs, from `begins[i]` to `ends[i]` - 1."""
+        array = segment.array.records if segment.array.record else segment.array
+        is_needed = partial(self._chunk_rows.missing, segment.source, array)
+        return ranges_of_items(array, begins, ends, is_needed)
 
     def ahead(
         self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None = None
@@ -134,10 +160,10 @@ class ArrayReader:
         """The ranges of stored bytes that a read of these rows needs, or of those that are `wanted`."""
         if wanted is not None:
             rows = rows[wanted()]
+        if segment.offsets is not None:
+            return self.item_ranges(segment, segment.offsets[rows], segment.offsets[rows + 1])
         array = segment.array.records if segment.array.record else segment.array
         is_needed = partial(self._chunk_rows.missing, segment.source, array)
-        if segment.offsets is not None:
-            return ranges_of_items(array, segment.offsets[rows], segment.offsets[rows + 1], is_needed)
         if segment.transposed:
             rows = np.arange(array.rows, dtype=np.int64)
         return ranges_of_rows(array, rows, is_needed)
