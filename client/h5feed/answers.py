@@ -111,6 +111,13 @@ class Limits(TypedDict):
     body_bytes: Count
 
 
+class PackedInfo(TypedDict):
+    rows: Count
+    empty: Count
+    items: Count
+    fill: Number
+
+
 class PlanInfo(TypedDict):
     revision: str
     rows: Count
@@ -121,6 +128,7 @@ class PlanInfo(TypedDict):
     tensors: list[TensorInfo]
     limits: Limits
     part_rows: NotRequired[Count]
+    packed: NotRequired[PackedInfo | None]
     rows_decoded_together: NotRequired[Count]
     stored: bool | None
     note: Text

@@ -22,14 +22,16 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     Attributes
     ----------
     rows : (batch,) int64
-        Row ids in the dataset.
+        Row ids in the dataset. With ``pack=``, those of all rows in the packed rows, one after the other.
+    row_offsets : (batch + 1,) int64 or None
+        With ``pack=``: where the rows of each packed row begin in `rows`.
     weight : (batch,) float32 or None
         With ``last="pad"``: 1 for a row, 0 for a padding row.
     index, epoch : int
     revision : str
     """
 
-    __slots__ = ("_fields", "epoch", "index", "revision", "rows", "weight")
+    __slots__ = ("_fields", "epoch", "index", "revision", "row_offsets", "rows", "weight")
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     ) -> None:
         self._fields = fields
         self.rows = rows
+        self.row_offsets: npt.NDArray[np.int64] | None = None
         self.weight = weight
         self.index = index
         self.epoch = epoch

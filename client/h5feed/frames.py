@@ -62,14 +62,20 @@ class Frame:
         Dtype and shape without the first axis, by name, including row ids and weights.
     flat : frozenset of str
         Tensors whose rows differ in length.
+    packed : bool
+        Whether the rows of a body are those of packed rows, whose number differs. The offsets of the row ids say where
+        each packed row begins.
     """
 
     rows: int
     tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     flat: frozenset[str]
+    packed: bool = False
 
     @classmethod
-    def of(cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool) -> Frame:
+    def of(
+        cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool, packed: bool = False
+    ) -> Frame:
         """The frame of some fields of a dataset.
 
         Parameters
@@ -78,6 +84,8 @@ class Frame:
             Fields that are sent as the bytes of image files.
         weighted : bool
             Whether the tail is padded with repeated rows.
+        packed : bool
+            Whether the rows are those of packed rows.
 
         Raises
         ------
@@ -87,6 +95,8 @@ class Frame:
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype("<i8"), ())}
         if weighted:
             tensors[WEIGHT] = np.dtype("<f4"), ()
+        if packed:
+            tensors[ROWS + OFFSETS] = np.dtype("<i8"), ()
         flat = set()
         encoded = set(encoded)
         for field in fields:
@@ -102,7 +112,7 @@ class Frame:
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
                 tensors[field.name] = dtype, field.shape
-        return cls(rows, tensors, frozenset(flat))
+        return cls(rows, tensors, frozenset(flat), packed)
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
@@ -160,7 +170,7 @@ class Frame:
 
     def max_bytes(self, rows: int, bodies: int = 1, limit: int = MAX_BODY_BYTES) -> int:
         """Maximum size of `bodies` bodies of `rows` rows; `limit` applies to a body with rows that differ in length."""
-        if self.flat:
+        if self.flat or self.packed:
             return min(bodies * limit, MAX_BODY_BYTES)
         head = _HEADER_BYTES + sum(_TENSOR_BYTES + _ESCAPED * len(name) for name in self.tensors)
         return min(bodies * (head + rows * self.row_bytes), MAX_BODY_BYTES)
@@ -175,7 +185,9 @@ class Frame:
         by_name = {tensor.name: tensor for tensor in tensors}
         self._check_names(by_name)
         for name, tensor in by_name.items():
-            rows = tensor.shape[:1] if name in self.flat else (batch_size + (name[: -len(OFFSETS)] in self.flat),)
+            rows: tuple[int, ...] = (batch_size + (name[: -len(OFFSETS)] in self.flat),)
+            if name in self.flat or self.packed:
+                rows = tensor.shape[:1]
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])
 
@@ -211,11 +223,14 @@ class Frame:
             array = stacked[name]
             if array.dtype != dtype or array.shape[2:] != sample or array.ndim < 2:
                 raise _wrong(name, array.dtype, array.shape[1:], dtype, sample)
+            if name == ROWS + OFFSETS:
+                # Of a packed batch: there are as many as packed rows.
+                continue
             if array.shape[1] != rows and name not in self.flat:
                 if name[: -len(OFFSETS)] in self.flat and array.shape[1] == rows + 1:
                     continue
                 raise BadAnswer(f"{name!r} has {array.shape[1]} rows, but there are {rows} row ids")
-        for name in self.flat:
+        for name in (*self.flat, *([ROWS] if self.packed else [])):
             check_offsets(name, stacked[name], stacked[name + OFFSETS])
         # As unsigned integers, negative row ids are too large as well.
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:

@@ -8,9 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, NoReturn, TypeVar, Unpack, overload
+from typing import Any, NoReturn, TypeVar, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,12 @@ from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutO
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.images import ImageFetcher
+from .fetching.laying_out import laid_out, laid_out_fetch
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
-from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
+from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, rows_in, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
@@ -43,6 +45,7 @@ from .options import (
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
+from .ragged import OPTIONS, Layout, layout_of
 from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
@@ -247,6 +250,7 @@ class RemoteDataset:
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         asked, decoding = self._decoding(options)
+        asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
         frame = self._frame(asked)
         most = frame.max_bytes(batch_size)
@@ -259,9 +263,11 @@ class RemoteDataset:
             return self._fetch(plan, None)(Block(epoch, index, index + 1, plan.batch_bytes), threading.Event())[0]
         batch = only_batch(body, frame)
         check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision, self._client.names)
-        if len(batch.rows) > batch_size:
-            raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
-        return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
+        if rows_in(batch, frame) > batch_size:
+            raise BadAnswer(f"batch {index} has {rows_in(batch, frame)} rows, expected at most {batch_size}")
+        if decoding:
+            batch = decoded_batch(batch, decoding, self._client.pool)
+        return batch if layout is None else laid_out(batch, layout, self._client.pool)
 
     def batches(
         self,
@@ -444,6 +450,7 @@ class RemoteDataset:
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """The rows and batches of an epoch, known before fetching."""
         asked, decoding = self._decoding(options)
+        asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
         # The division into batches depends neither on the order nor on the epoch, and is fixed for a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
@@ -463,8 +470,10 @@ class RemoteDataset:
         return Plan(
             rows=answer["rows"],
             batches=answer["batches"],
-            # During decoding, encoded and decoded images are both in memory.
-            batch_bytes=answer["batch_bytes"] + sum(batch_size * math.prod(spec.shape) for spec in decoding.values()),
+            # During decoding, encoded and decoded images are both in memory; so are flat and padded lists.
+            batch_bytes=answer["batch_bytes"]
+            + sum(batch_size * math.prod(spec.shape) for spec in decoding.values())
+            + (0 if layout is None else layout.nbytes(batch_size)),
             params=params,
             batch_size=batch_size,
             tensors=tuple(
@@ -486,6 +495,8 @@ class RemoteDataset:
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
             note=answer["note"],
             asked=dict(options),
+            layout=layout,
+            fill=packed["fill"] if (packed := answer.get("packed")) else None,
         )
 
     def read_ahead(
@@ -570,6 +581,13 @@ class RemoteDataset:
     ) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
         client = self._client if pool is None else self._client.with_pool(pool)
+        if plan.layout is not None:
+            if plan.is_packed and cache is not None:
+                raise BadParameter(
+                    "cache= cannot be used with pack=: the rows of a batch are known only when it arrives"
+                )
+            flat = self._fetch(replace(plan, layout=None), cache, pool)
+            return laid_out_fetch(flat, plan.layout, client.pool)
         path = self._path
         images = ImageFetcher(client, path, plan) if plan.images else None
         fetch: Fetch[Batch] = images or fetcher(client, path, plan)
@@ -646,6 +664,23 @@ class RemoteDataset:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
 
+    def _laid_out(self, options: OrderOptions) -> tuple[OrderOptions, Layout | None]:
+        """Options for the server, and how to pad or pack here what it sends.
+
+        Raises
+        ------
+        BadParameter, FieldNotFound, UnsupportedField
+        """
+        fields = None if options.get("fields") is None else names_of(options.get("fields"))
+        layout = layout_of(self.fields, fields, options)
+        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
+        if layout is not None:
+            asked |= layout.params
+            if fields is None:
+                others = [] if layout.pack is not None else self._chosen(options)
+                asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
+        return cast(OrderOptions, asked), layout
+
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
         """The requested fields that the server decodes from image files."""
         as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
@@ -672,7 +707,9 @@ class RemoteDataset:
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """The expected tensors of a response. Unknown fields are left to the server to reject."""
         fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
-        return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=tail_of(asked) == "pad")
+        packed = asked.get("pack") is not None
+        weighted = tail_of(asked) == "pad"
+        return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=weighted, packed=packed)
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
@@ -682,7 +719,7 @@ class RemoteDataset:
         draws = any(asked.get(option) for option in ("balance", "weights", "epoch_rows"))
         if (
             (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, tail_of(asked))
-            or (plan["rows"] > self.rows and not draws)
+            or (plan["rows"] > self.rows and not draws and not frame.packed)
             or not plan["limits"]["body_bytes"]
         ):
             raise BadAnswer(

@@ -471,7 +471,7 @@ class Batcher:
         bucketed: Callable[[], Bucketed] | None = None
         packed: Callable[[], Packed] | None = None
         if spec.bucket is not None:
-            bucketed = self._ragged.bucketed(dataset, spec, batch_size * spec.shards)
+            bucketed = self._ragged.bucketed(dataset, spec, batch_size * (spec.bucket_group or spec.shards))
         if spec.pack is not None:
             packed = self._ragged.packed(dataset, spec, fields)
             rows = packed().count

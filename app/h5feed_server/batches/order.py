@@ -78,7 +78,7 @@ class Order:
         if self.bucketed is None:
             return most
         # Whole windows: else they would be sorted for each part again.
-        steps = self.bucketed().window // self.grid.step
+        steps = max(1, self.bucketed().window // self.grid.step)
         return steps * max(1, most // steps)
 
     def rows(

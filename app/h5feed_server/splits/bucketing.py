@@ -29,7 +29,7 @@ class Bucketed:
     window : int
         Samples of a window, a multiple of `step`.
     step : int
-        Samples of a step of all shards.
+        Samples of consecutive batches that have alike lengths.
     """
 
     lengths: Lengths

@@ -36,10 +36,17 @@ class RaggedSpec(BaseModel):
         ge=1,
         le=MAX_BUCKET,
         description="Put rows of alike lengths into the same batch: within windows of this many rows of the order, "
-        "rounded up to whole steps, rows are sorted by length and cut into batches, and the batches are shuffled.",
+        "rounded up to whole batches, rows are sorted by length and cut into batches, and the batches are shuffled.",
     )
     bucket_by: str | None = Field(
         None, description="With `bucket`: the list or text field whose lengths count. Default: the only one."
+    )
+    bucket_group: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BUCKET,
+        description="With `bucket`: number of consecutive batches that have alike lengths, and are shuffled together. "
+        "Default: `shards`, so that all readers of a step take about as long.",
     )
     pack: int | None = Field(
         None,
@@ -65,6 +72,7 @@ class RaggedSpec(BaseModel):
             ("pad", "max_length"),
             ("truncate", "max_length"),
             ("bucket_by", "bucket"),
+            ("bucket_group", "bucket"),
             ("pack_by", "pack"),
             ("overlong", "pack"),
         ):

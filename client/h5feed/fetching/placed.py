@@ -99,6 +99,8 @@ class PlacedFetcher:
         """Why any server may send all rows; empty if each is to come from its owner."""
         if self._differs:
             return self._differs
+        if self._plan.is_packed:
+            return "packed rows hold rows of several servers"
         if len(self._client.replicas) < 2:
             return "there is only one server"
         if is_provisional(revision):

@@ -10,10 +10,14 @@ from ..options import OrderOptions, PreparationOptions, split_options
 from ..plan import conditions
 from ..prepare import Preparation
 from ..prepare.labels import class_condition
-from ..prepare.preparation import label_of
+from ..prepare.preparation import label_of, padded_names
+from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
 from ..suggestions import check_options
 from .sharding import shard_of
+
+RAGGED = (*OPTIONS, "pack", "pack_by")
+"""Order options that decide which arrays come of lists and text."""
 
 PREPARING = tuple(PreparationOptions.__annotations__)
 
@@ -34,6 +38,9 @@ def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[st
     if preparing.get("classes") is not None:
         condition = class_condition(dataset, label_of(dataset, preparing), preparing["classes"])
         order["where"] = [*conditions(order.get("where")), condition]
+    if order.get("pad") is True:
+        # Said once, for the batches and for what a model gets of them.
+        order["pad"] = padded_names(dataset, preparing)
     return order, preparing
 
 
@@ -42,4 +49,7 @@ def preparation_of(
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
     shard = order.get("shard") or 0
-    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)
+    ragged = {name: order[name] for name in RAGGED if order.get(name) is not None}
+    return Preparation(
+        dataset, split, seed=seed, shard=shard, split_options=split_options(order), ragged=ragged, **preparing
+    )
