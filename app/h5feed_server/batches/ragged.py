@@ -19,7 +19,7 @@ from ..splits.splitter import Splitter
 from .cutting import Cut
 from .sampled import SampledField
 
-_PACKED_ROW_BYTES = 12
+_PACKED_ROW_BYTES = 24
 """Bytes that a row takes while it is packed, and less afterwards."""
 
 _PATIENCE = 10

@@ -3,7 +3,8 @@
 Which lengths share a packed row is found once, by best-fit decreasing over the histogram of lengths (Krell et al.,
 "Efficient Sequence Packing without Cross-contamination", 2021): a *pattern* is a set of lengths that fit together, and
 how many packed rows have it. An epoch then decides which of the rows of a length take its places in the patterns, by a
-keyed permutation for each length, and shuffles the packed rows. So
+keyed permutation for each length, and shuffles the packed rows. Lengths are rounded up a little for this: otherwise
+many would be unique, and rows would always have the same company. So
 
 - every epoch has the same number of packed rows, which is known before the first one;
 - every row is in an epoch exactly once, in other company each time;
@@ -22,6 +23,9 @@ from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import hashed, permute_each
 
 from .row_lengths import Lengths
+
+ROUNDING = 64
+"""Lengths are rounded up to a multiple of this part of their mean, which leaves less than 1/128 of the places empty."""
 
 Int64s = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
@@ -65,17 +69,16 @@ class Packed:
         Row ids, sorted by length.
     begins : (n,) int32 or None
         First item of each of them; None: 0. With ``overlong="split"``, a row has several pieces.
+    lengths : (n,) int32
+        Number of items of each of them.
     starts : (classes + 1,) int64
-        Where each length begins in `rows`.
-    lengths : (classes,) int64
-        The lengths, ascending.
+        Where each class of alike lengths begins in `rows`.
     bins : (patterns + 1,) int64
         The first packed row of each pattern.
     entries : (patterns + 1,) int64
         Where the entries of each pattern begin in the following arrays.
     classes, counts, bases : (entries,) int64
-        A length of a pattern, by its number in `lengths`; how often it occurs; and how many rows of this length are in
-        the patterns before.
+        The number of a class that a pattern has; how often; and how many rows of this class the patterns before have.
     """
 
     name: str
@@ -84,8 +87,8 @@ class Packed:
     empty: int
     rows: Rows
     begins: Rows | None
+    lengths: Rows
     starts: Int64s
-    lengths: Int64s
     bins: Int64s
     entries: Int64s
     classes: Int64s
@@ -143,8 +146,9 @@ class Packed:
                 own = np.minimum(np.repeat(own, pieces) - begins, size)
         order = np.argsort(own, kind="stable")
         order = order[np.searchsorted(own[order], 1) :]
-        own = own[order]
-        found, starts = np.unique(own, return_index=True)
+        own = own[order].astype(np.int32)
+        part = np.int32(max(1, int(own.mean()) // ROUNDING if len(own) else 1))
+        found, starts = np.unique(np.minimum(-(-own // part) * part, size), return_index=True)
         starts = np.append(starts, len(own)).astype(np.int64)
         patterns = fitted(found.tolist(), np.diff(starts).tolist(), size)
         number_of = {length: number for number, length in enumerate(found.tolist())}
@@ -160,8 +164,8 @@ class Packed:
             empty,
             rows[order],
             None if begins is None else begins[order],
+            own,
             starts,
-            found.astype(np.int64),
             bins,
             entries,
             classes,
@@ -177,7 +181,7 @@ class Packed:
     @property
     def items(self) -> int:
         """Items in all packed rows together."""
-        return int((np.diff(self.starts) * self.lengths).sum())
+        return int(self.lengths.sum(dtype=np.int64))
 
     @property
     def fill(self) -> float:
@@ -197,14 +201,14 @@ class Packed:
         numbers : (k,) int64
             Each in 0 … count - 1.
         key : bytes or None
-            Key of the epoch. None: rows of equal length have their ascending order.
+            Key of the epoch. None: rows of alike lengths ascend by length.
         """
         patterns = np.searchsorted(self.bins, numbers, side="right") - 1
         # entry, owner: (m,), an entry of the pattern of each packed row, and the place of that in `numbers`
         entry, owner = _runs(self.entries[patterns], np.diff(self.entries)[patterns])
         times = self.counts[entry]
         first = self.bases[entry] + (numbers - self.bins[patterns])[owner] * times
-        # place, of_entry: (n,), a row among those of its length, and the place of its entry in `entry`
+        # place, of_entry: (n,), a row among those of its class, and the place of its entry in `entry`
         place, of_entry = _runs(first, times)
         owner, number = owner[of_entry], self.classes[entry][of_entry]
         sizes = self.starts[number + 1] - self.starts[number]
@@ -213,11 +217,11 @@ class Packed:
             # Within a packed row, lengths would otherwise always descend.
             order = np.lexsort((hashed(self.starts[number] + place, key), owner))
             place, number = place[order], number[order]
-        place += self.starts[number]
+        place = place + self.starts[number]
         offsets = np.zeros(len(numbers) + 1, np.int64)
         np.cumsum(np.bincount(owner, minlength=len(numbers)), out=offsets[1:])
         begins = np.zeros(len(place), np.int64) if self.begins is None else self.begins[place].astype(np.int64)
-        return PackedRows(offsets, self.rows[place].astype(np.int64), begins, self.lengths[number])
+        return PackedRows(offsets, self.rows[place].astype(np.int64), begins, self.lengths[place].astype(np.int64))
 
 
 def fitted(lengths: list[int], counts: list[int], size: int) -> list[tuple[_Pattern, int]]:
