@@ -65,6 +65,11 @@ class Layout:
         return {name + suffix: name for name in self.fields for suffix in (LENGTHS, MASK)}
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether all batches of a pass have the same shape, apart from the number of rows."""
+        return self.pack is not None or self.widths.keys() >= set(self.fields)
+
+    @property
     def params(self) -> dict[str, str | list[str]]:
         """Parameters for the server, which cuts rows before it sends them."""
         names = [name for name in self.fields if name in self.widths]
@@ -146,7 +151,7 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
         raise BadParameter(f"truncate={layout.truncate!r} must be 'start' or 'end', the part of longer rows to keep")
     if layout.truncate is not None and not layout.widths:
         raise BadParameter("truncate= needs max_length=: it has no effect without it")
-    if "pad_to" in given and layout.widths.keys() >= set(names):
+    if "pad_to" in given and layout.is_fixed:
         raise BadParameter("pad_to= and max_length= are two ways to choose a length: use one of them")
     for name in layout.derived:
         if name in fields and (chosen is None or name in chosen):

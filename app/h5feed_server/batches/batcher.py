@@ -477,7 +477,9 @@ class Batcher:
             rows = packed().count
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        order = Order(spec, split_rows, grid, dataset.block_rows, resampled, bucketed, packed)
+        # Packed rows are numbered from 0.
+        order_of = split_rows if packed is None else lambda: None
+        order = Order(spec, order_of, grid, dataset.block_rows, resampled, bucketed, packed)
         limit = self._settings.max_body_bytes
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
