@@ -236,7 +236,8 @@ class LoopStats(Mapping[str, float]):
             columns.append(("last pass", self.last))
         lines = [("", *(name for name, _ in columns))]
         for name, tell in _LINES.items():
-            lines.append((name, *(tell(stats) for _, stats in columns)))
+            if name != "fill" or self.places:
+                lines.append((name, *(tell(stats) for _, stats in columns)))
         return lines
 
     def __repr__(self) -> str:
