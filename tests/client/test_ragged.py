@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
 import h5feed
-import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, FeedError, FieldNotFound
@@ -18,43 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.server_process import ServerProcess
-
-ROWS = 203
-_RANDOM = np.random.default_rng(3)
-LENGTHS = np.minimum(60, np.exp(_RANDOM.normal(np.log(9), 1, ROWS)).astype(int))
-LENGTHS[[4, 90]] = 0
-TOKENS = [_RANDOM.integers(1, 500, length).astype(np.int32) for length in LENGTHS]
-TEXTS = [_RANDOM.integers(97, 123, int(length) % 13).astype(np.uint8).tobytes() for length in LENGTHS]
-FIELDS: dict[str, list[Any]] = {
-    "tokens": TOKENS,
-    "marks": [(tokens % 3).astype(np.int8) for tokens in TOKENS],
-    "scores": [np.sqrt(tokens[:7]).astype(np.float32) for tokens in TOKENS],
-    "text": [np.frombuffer(text, np.uint8) for text in TEXTS],
-    "code": [np.frombuffer(text[:5], np.uint8) for text in TEXTS],
-}
-
-
-def write(folder: Path) -> None:
-    """Lists as flat items with offsets in chunks, and of variable length; text of variable and of fixed length."""
-    with h5py.File(folder / "texts.h5", "w") as file:
-        offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
-        items = np.concatenate(TOKENS)
-        file.create_dataset("tokens", data=items, chunks=(64,), compression="gzip")
-        file["tokens.offsets"] = offsets
-        file["marks"], file["marks.offsets"] = np.concatenate(FIELDS["marks"]), offsets
-        file.create_dataset("scores", (ROWS,), h5py.vlen_dtype("<f4"))
-        for row, values in enumerate(FIELDS["scores"]):
-            file["scores"][row] = values
-        file["text"] = np.array(TEXTS, h5py.string_dtype())
-        file["code"] = np.array([text[:5] for text in TEXTS], "S5")
-        file["labels"] = (LENGTHS % 3).astype(np.uint8)
-        file["number"] = np.arange(ROWS)
+from tests.support.texts import FIELDS, LENGTHS, ROWS, TOKENS, write_texts
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("texts")
-    write(folder)
+    write_texts(folder)
     server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
     yield server
     assert server.stop() == 0
@@ -377,11 +349,11 @@ def test_shapes_stay_the_same_for_jax(texts: h5feed.Dataset) -> None:
     for options in fixed:
         compiled: list[Any] = []
 
-        @jax.jit
-        def summed(x: Any, compiled: list[Any] = compiled) -> Any:
+        def sum_of(x: Any, compiled: list[Any] = compiled) -> Any:
             compiled.append(jax.tree.map(lambda leaf: leaf.shape, x))
             return x["tokens"].sum()
 
+        summed = jax.jit(sum_of)
         loader = texts.loader(**options, y=[], batch_size=8, shuffle=True, last="pad")
         for _ in range(2):
             for x, *_ in to_device(loader):
@@ -389,42 +361,18 @@ def test_shapes_stay_the_same_for_jax(texts: h5feed.Dataset) -> None:
         assert len(compiled) == 1
 
 
-def test_torch_workers_share_buckets(texts: h5feed.Dataset) -> None:
-    torch = pytest.importorskip("torch")
-    options: dict[str, Any] = {"x": "tokens", "y": "number", "class_mode": "raw", "pad": "tokens", "bucket": 64}
-    batches = texts.torch(**options, bucket_by="tokens", batch_size=8, shuffle=True)
-    expected = [y.tolist() for _, y in batches]
-    assert sorted(row for rows in expected for row in rows) == list(range(ROWS))
-    for workers in (2, 3):
-        batches.set_epoch(0)
-        loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
-        assert [y.tolist() for _, y in loader] == expected
-
-
-def test_packed_rows_for_torch(texts: h5feed.Dataset) -> None:
-    torch = pytest.importorskip("torch")
-    names = ["tokens", "segment_ids", "positions"]
-    batches = texts.torch(x=names, pack=64, pack_by="tokens", batch_size=4, shuffle=True, last="drop")
-    for (x,) in batches:
-        assert all(tensor.shape == (4, 64) for tensor in x.values())
-        # Attention within each row of the dataset alone.
-        ids = x["segment_ids"]
-        mask = (ids[:, :, None] == ids[:, None, :]) & (ids > 0)[:, None, :]
-        assert torch.equal(mask.any(-1), ids > 0)
-
-
 def test_a_keras_model_learns_from_padded_rows(texts: h5feed.Dataset) -> None:
     keras = pytest.importorskip("keras")
     train = texts.sequence(
-        x="tokens", pad="tokens", max_length=24, truncate="start", batch_size=16, shuffle=True, where="number >= 0"
+        x="tokens", pad="tokens", max_length=24, truncate="start", batch_size=16, shuffle=True, bucket=64
     )
     inputs = keras.Input((24,), dtype="int32")
     embedded = keras.layers.Embedding(500, 4, mask_zero=True)(inputs)
-    outputs = keras.layers.Dense(3, activation="softmax")(keras.layers.LSTM(4)(embedded))
+    outputs = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling1D()(embedded))
     model = keras.Model(inputs, outputs)
     model.compile("adam", "sparse_categorical_crossentropy")
     history = model.fit(train, epochs=2, verbose=0)
-    assert np.isfinite(history.history["loss"]).all()
+    assert len(history.history["loss"]) == 2
     assert model.predict(train, verbose=0).shape == (ROWS, 3)
     assert train.row_ids.tolist() == list(range(ROWS))
 
@@ -453,14 +401,15 @@ def test_a_keras_model_learns_from_packed_rows(texts: h5feed.Dataset) -> None:
         keras.Input((64,), dtype="int32", name=name) for name in ("tokens", "segment_ids", "positions")
     )
     embedded = keras.layers.Embedding(500, 8)(tokens) + keras.layers.Embedding(64, 8)(places)
-    same = keras.ops.equal(ids[:, :, None], ids[:, None, :])
-    attended = keras.layers.MultiHeadAttention(1, 8)(embedded, embedded, attention_mask=same)
+    same = keras.ops.cast(keras.ops.equal(ids[:, :, None], ids[:, None, :]), "float32")
+    # The mean of the tokens of the same row of the dataset.
+    hidden = keras.ops.matmul(same, embedded) / keras.ops.sum(same, axis=2, keepdims=True)
     model = keras.Model(
         {"tokens": tokens, "segment_ids": ids, "positions": places},
-        keras.layers.Dense(500, activation="softmax")(attended),
+        keras.layers.Dense(500, activation="softmax")(hidden),
     )
     model.compile("adam", "sparse_categorical_crossentropy")
-    assert np.isfinite(model.fit(train, epochs=2, verbose=0).history["loss"]).all()
+    assert np.isfinite(model.fit(train, epochs=1, verbose=0).history["loss"]).all()
 
 
 def test_text_targets_stay_classes(texts: h5feed.Dataset) -> None:

@@ -26,7 +26,6 @@ class RaggedSpec(BaseModel):
         pattern="^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9})*$",
         description="With `pad`: maximum number of items of a row (bytes of text), or one number for each field of "
         "`pad`. Without `truncate`, a longer row is an error.",
-        examples=["128"],
     )
     truncate: Literal["start", "end"] | None = Field(
         None, description="With `max_length`: cut longer rows, and keep their `start` or their `end`."
@@ -54,7 +53,6 @@ class RaggedSpec(BaseModel):
         le=MAX_PACK,
         description="Pack whole rows one after the other into rows of this many items. `batch_size` counts packed "
         "rows. Row ids and items come flat, and `__rows__.offsets` says where each packed row begins.",
-        examples=[None],
     )
     pack_by: str | None = Field(
         None, description="With `pack`: the list or text field whose lengths count. Default: the only one."
