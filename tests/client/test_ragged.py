@@ -364,7 +364,14 @@ def test_shapes_stay_the_same_for_jax(texts: h5feed.Dataset) -> None:
 def test_a_keras_model_learns_from_padded_rows(texts: h5feed.Dataset) -> None:
     keras = pytest.importorskip("keras")
     train = texts.sequence(
-        x="tokens", pad="tokens", max_length=24, truncate="start", batch_size=16, shuffle=True, bucket=64
+        x="tokens",
+        pad="tokens",
+        max_length=24,
+        truncate="start",
+        batch_size=16,
+        shuffle=True,
+        bucket=64,
+        bucket_by="tokens",
     )
     inputs = keras.Input((24,), dtype="int32")
     embedded = keras.layers.Embedding(500, 4, mask_zero=True)(inputs)
