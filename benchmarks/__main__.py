@@ -32,8 +32,10 @@ from . import (
     placement,
     replicas,
     report,
+    sequences,
     slow,
     small,
+    sparse,
     splitting,
     statistics,
     store,
@@ -67,6 +69,8 @@ GROUPS: dict[str, ModuleType] = {
     "t": statistics,
     "v": placement,
     "w": filtering,
+    "x": sequences,
+    "y": sparse,
 }
 
 _EXAMPLES = """groups:
@@ -77,7 +81,8 @@ _EXAMPLES = """groups:
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
-  v  what the caches of three replicas hold
+  v  what the caches of three replicas hold           x  sequences of a robot's demonstrations
+  y  shuffled cells of an AnnData file in CSR
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s

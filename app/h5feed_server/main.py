@@ -33,6 +33,7 @@ from .api import (
     splits,
     stats,
     tree,
+    weights,
 )
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
@@ -63,7 +64,7 @@ lists; [/redoc](redoc) shows the same documentation without forms.
 
 
 _MODULES = (
-    *(datasets, tree, rows, images, splits, stats, plots, batches, descriptors, jobs),
+    *(datasets, tree, rows, images, splits, stats, plots, batches, weights, descriptors, jobs),
     *(health, metrics, local, h5grove, docs, simple_index),
 )
 
@@ -82,13 +83,14 @@ def metrics_catalogue() -> Catalogue:
     return Catalogue(list(dict.fromkeys(endpoints)), sorted(CLASS_BY_CODE))
 
 
-def _fill(state: State, tokens: Keyring, local_socket: LocalSocket | None) -> None:
+def _fill(state: State, settings: Settings, tokens: Keyring, local_socket: LocalSocket | None) -> None:
     """What endpoints find in the application's state."""
     state.keyring = tokens
     state.local = local_socket
     state.queries = KnownQueries()
     state.ready = health.ReadyState()
     state.uploads = Uploads()
+    state.uploads_of_weights = Uploads(settings.weights_bytes)
     state.client_wheel = ClientWheel.of_installed()
 
 
@@ -146,7 +148,7 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=operation_id,
     )
-    _fill(app.state, tokens, local_socket)
+    _fill(app.state, settings, tokens, local_socket)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     problems.install(app)
     for module in _MODULES:

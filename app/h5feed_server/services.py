@@ -15,6 +15,8 @@ from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
 from .jobs.registry import NO_SCRATCH, Jobs
+from .keys.key_index import KeyIndexes
+from .keys.partners import Partners
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
@@ -60,6 +62,7 @@ class Services:
     batcher: Batcher
     statistics: Statistics
     search: RowSearch
+    keys: KeyIndexes
     checks: Checker
     jobs: Jobs
     pool: BodyPool
@@ -114,7 +117,9 @@ class Services:
         threads.submit(catalog.entries)
         shared = shared or Shared.alone()
         jobs = Jobs(folder.path / "jobs", settings.job_patience, shared.scratch)
-        batcher = Batcher(settings, catalog, reader, folder, jobs)
+        keys = KeyIndexes(catalog, reader, folder, jobs, settings.read_timeout)
+        partners = Partners(catalog, keys, folder, jobs, settings.order_cache_bytes, settings.read_timeout)
+        batcher = Batcher(settings, catalog, reader, folder, jobs, partners)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
         checks = Checker(catalog, reader, folder, jobs, settings.read_timeout, settings.max_job_bytes)
@@ -125,6 +130,7 @@ class Services:
             batcher.drop_old(seconds)
             catalog.drop_old(seconds)
             search.drop_old(seconds)
+            keys.drop_old(seconds)
             pool.drop_idle()
             browser.rest()
 
@@ -137,6 +143,7 @@ class Services:
             batcher,
             statistics,
             search,
+            keys,
             checks,
             jobs,
             pool,

@@ -173,6 +173,11 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 << 20, ge=0, description="Memory for small decoded fields, per worker, in bytes.")
     chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for decoded chunks, per worker, in bytes.")
     order_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for splits and orders, per worker, in bytes.")
+    weights_bytes: int = Field(1 << 30, ge=0, description="Maximum size of all weights given by clients, in bytes.")
+    weights_arrays: int = Field(256, ge=1, description="Maximum number of arrays of weights given by clients.")
+    weights_seconds: float = Field(
+        7 * 24 * 3600.0, gt=0, description="Seconds after their last use that weights given by clients are kept."
+    )
     idle_seconds: float = Field(
         30.0, gt=0, description="Seconds without requests after which a worker empties its caches."
     )

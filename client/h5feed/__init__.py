@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    AmbiguousKey,
     BadAnswer,
     BadParameter,
     BatchOutOfRange,
@@ -20,6 +21,7 @@ from .errors import (
     HostNotAllowed,
     InternalError,
     JobWanted,
+    KeysNotFound,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
@@ -39,6 +41,7 @@ from .errors import (
     Unauthorized,
     Unreadable,
     UnsupportedField,
+    WeightsUnknown,
 )
 from .version import __version__
 
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
+    from .weights import class_balanced
 
 _MODULES = {
     "Batch": "batch",
@@ -62,6 +66,7 @@ _MODULES = {
     "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
+    "class_balanced": "weights",
     "connect": "feed",
     "reopen": "reopening",
 }
@@ -69,6 +74,7 @@ _MODULES = {
 that only need the wire format."""
 
 __all__ = [
+    "AmbiguousKey",
     "BadAnswer",
     "BadParameter",
     "Batch",
@@ -84,6 +90,7 @@ __all__ = [
     "HostNotAllowed",
     "InternalError",
     "JobWanted",
+    "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
     "NotAcceptable",
@@ -107,7 +114,9 @@ __all__ = [
     "Unauthorized",
     "Unreadable",
     "UnsupportedField",
+    "WeightsUnknown",
     "__version__",
+    "class_balanced",
     "connect",
     "reopen",
 ]

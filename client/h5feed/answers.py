@@ -58,8 +58,27 @@ class ImageInfo(TypedDict):
     decoder: str
 
 
+class SparseInfo(TypedDict):
+    """How sparse rows are sent."""
+
+    format: Literal["csr"]
+    index_dtype: str
+
+
+class PackedInfo(TypedDict):
+    """How numbers are packed: see `h5feed.stored.packing`."""
+
+    dtype: Literal["float16", "float32", "float64"]
+    scale_factor: Number | None
+    add_offset: Number | None
+    missing: list[Number]
+    unsigned: bool
+
+
 class FieldInfo(FieldSummary):
     ragged: bool
+    sparse: NotRequired[SparseInfo | None]
+    cf: NotRequired[list[PackedInfo] | None]
     class_names: list[str] | None
     chunks: list[Count] | None
     filters: list[str]
@@ -111,7 +130,7 @@ class Limits(TypedDict):
     body_bytes: Count
 
 
-class PackedInfo(TypedDict):
+class PackedRowsInfo(TypedDict):
     rows: Count
     empty: Count
     items: Count
@@ -128,7 +147,7 @@ class PlanInfo(TypedDict):
     tensors: list[TensorInfo]
     limits: Limits
     part_rows: NotRequired[Count]
-    packed: NotRequired[PackedInfo | None]
+    packed: NotRequired[PackedRowsInfo | None]
     rows_decoded_together: NotRequired[Count]
     stored: bool | None
     note: Text

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .buffers import BufferPool
+from .csr import SparseRows
 from .suggestions import no_field
 from .tables import titled_table
-from .wire import OFFSETS
+from .wire import DATA, INDICES, INDPTR, OFFSETS
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 class Batch(Mapping[str, npt.NDArray[Any]]):
@@ -29,9 +34,12 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         With ``last="pad"``: 1 for a row, 0 for a padding row.
     index, epoch : int
     revision : str
+    columns : dict of str to int
+        The fields with sparse rows, and their numbers of columns. The batch contains each of them as ``NAME.data``,
+        ``NAME.indices`` and ``NAME.indptr``: see `sparse` and `dense`.
     """
 
-    __slots__ = ("_fields", "epoch", "index", "revision", "row_offsets", "rows", "weight")
+    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "row_offsets", "rows", "weight")
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         index: int,
         epoch: int,
         revision: str,
+        sparse: Mapping[str, int] | None = None,
     ) -> None:
         self._fields = fields
         self.rows = rows
@@ -50,6 +59,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         self.index = index
         self.epoch = epoch
         self.revision = revision
+        self.columns: Mapping[str, int] = {} if sparse is None else sparse
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         try:
@@ -65,6 +75,26 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     def lists(self, name: str) -> list[npt.NDArray[Any]]:
         """The rows of a ragged field, one array each: views of the flat array, divided at ``NAME.offsets``."""
         return np.split(self[name], self[name + OFFSETS][1:-1])
+
+    def sparse(self, name: str) -> csr_matrix:
+        """The rows of a sparse field as a matrix of scipy, (batch, columns)."""
+        return self._sparse_rows(name).scipy()
+
+    def dense(self, name: str) -> npt.NDArray[Any]:
+        """The rows of a sparse field as a dense array, (batch, columns), without scipy; other fields as they are."""
+        return self[name] if name in self else self._sparse_rows(name).dense()
+
+    def densified(self, pool: BufferPool) -> Batch:
+        """The batch with dense arrays instead of sparse rows, in memory of `pool`."""
+        dense = {name: self._sparse_rows(name).dense(pool) for name in self.columns}
+        parts = {name + suffix for name in dense for suffix in (DATA, INDICES, INDPTR)}
+        fields = {name: array for name, array in self._fields.items() if name not in parts} | dense
+        return Batch(fields, self.rows, self.weight, index=self.index, epoch=self.epoch, revision=self.revision)
+
+    def _sparse_rows(self, name: str) -> SparseRows:
+        if name not in self.columns:
+            raise no_field(name, self.columns, "this batch has no sparse field")
+        return SparseRows(self[name + DATA], self[name + INDICES], self[name + INDPTR], self.columns[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

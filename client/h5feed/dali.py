@@ -14,7 +14,7 @@ from .batch import Batch
 from .cache import RowCache
 from .errors import BadParameter
 from .forks import tell_after_fork
-from .loops.loop_options import divided
+from .loops.loop_options import check_dense, divided
 from .loops.stream import Stream
 from .options import EpochOptions, OrderOptions, ShardOptions
 from .plan import Plan
@@ -95,7 +95,10 @@ class Source:
         check_options(options, Source.__init__, set(OrderOptions.__annotations__) - {"fields"})
         self._is_one = isinstance(fields, str)
         self._names = [fields] if isinstance(fields, str) else list(fields)
-        order, _ = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        dataset = dataset.joined_by(given)
+        order, _ = divided(dataset, given)
+        check_dense(order, "DALI")
         files = [field["name"] for field in dataset.info["fields"] if field.get("decode")]
         order.setdefault("encoded", [name for name in self._names if name in files])
         order |= {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "fields": self._names}

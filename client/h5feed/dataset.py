@@ -113,8 +113,9 @@ class Dataset(RemoteDataset):
         Preparing, ReadTimeout, SplitNotFound
         """
         check_options(options, self.source, OrderOptions.__annotations__)
-        given = dict(options) | ({} if batch_size is None else {"batch_size": batch_size})
-        return source_of(self, split, given, timeout)
+        given: dict[str, Any] = dict(options) | ({} if batch_size is None else {"batch_size": batch_size})
+        dataset = self.joined_by(given)
+        return source_of(dataset, split, given, timeout)
 
     def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""

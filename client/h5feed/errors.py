@@ -11,6 +11,8 @@ The server sends them as ``application/problem+json``; the client raises the sam
     │   ├── SplitNotFound     404 split_not_found
     │   ├── BatchOutOfRange   404 batch_out_of_range
     │   ├── RowOutOfRange     404 row_out_of_range
+    │   ├── KeysNotFound      404 keys_not_found       no row has one of the keys
+    │   ├── WeightsUnknown    404 weights_unknown      the server lacks an array of weights: give it, and repeat
     │   └── PageNotFound      404 not_found            no such URL on this server
     ├── MethodNotAllowed      405 method_not_allowed
     ├── NotAcceptable         406 not_acceptable
@@ -19,6 +21,7 @@ The server sends them as ``application/problem+json``; the client raises the sam
     ├── TooLarge              413 too_large            rejected before anything is read
     ├── HostNotAllowed        421 host_not_allowed     the Host header is not one of the server's names
     ├── UnsupportedField      422 unsupported_field
+    ├── AmbiguousKey          422 ambiguous_key        several rows have one of the keys
     ├── SplitImpossible       422 split_impossible
     ├── Unreadable            422 unreadable
     ├── DatasetCorrupt        500 dataset_corrupt
@@ -101,6 +104,14 @@ class RowOutOfRange(NotFound, IndexError):
     code = "row_out_of_range"
 
 
+class KeysNotFound(NotFound, KeyError):
+    code = "keys_not_found"
+
+
+class WeightsUnknown(NotFound):
+    code = "weights_unknown"
+
+
 class PageNotFound(NotFound):
     code = "not_found"
 
@@ -131,6 +142,10 @@ class HostNotAllowed(FeedError):
 
 class UnsupportedField(FeedError):
     code = "unsupported_field"
+
+
+class AmbiguousKey(FeedError):
+    code = "ambiguous_key"
 
 
 class SplitImpossible(FeedError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
-from .wire import ALIGNMENT, DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, TensorPlace, dtype_named
+from .offsets import MASK, Offsets, axes_of
+from .wire import (
+    ALIGNMENT,
+    DATA,
+    DTYPE_NAMES,
+    INDICES,
+    INDPTR,
+    OFFSETS,
+    ROWS,
+    WEIGHT,
+    Tensor,
+    TensorPlace,
+    dtype_named,
+)
 
 MAX_BODY_BYTES = 4 << 30
 """Maximum size of a response in bytes, whatever the server announces. The server's own default is a sixteenth."""
@@ -48,6 +62,9 @@ class Field:
     """Whether rows differ in length: they arrive as a flat array, with the start of each row in ``NAME.offsets``."""
     class_names: tuple[str, ...] | None = None
     """Class names in order of the class numbers, if the file has them."""
+    index_dtype: str | None = None
+    """Numpy name of the dtype of column indices, if rows are sparse. They arrive as the stored values, ``NAME.data``,
+    their column indices, ``NAME.indices``, and the start of each row in both, ``NAME.indptr``."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +77,12 @@ class Frame:
         Number of rows of the dataset; row ids are smaller.
     tensors : dict of str to (dtype, tuple of int)
         Dtype and shape without the first axis, by name, including row ids and weights.
-    flat : frozenset of str
-        Tensors whose rows differ in length.
+    flat : dict of str to str
+        Tensors whose rows differ in length, and the names of their offsets.
+    sparse : dict of str to int
+        Fields with sparse rows, and their numbers of columns.
+    masks : frozenset of str
+        Tensors that say which rows of samples are real.
     packed : bool
         Whether the rows of a body are those of packed rows, whose number differs. The offsets of the row ids say where
         each packed row begins.
@@ -69,12 +90,22 @@ class Frame:
 
     rows: int
     tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
-    flat: frozenset[str]
+    flat: Mapping[str, str]
+    sparse: Mapping[str, int] = dataclass_field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
     packed: bool = False
 
     @classmethod
     def of(
-        cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool, packed: bool = False
+        cls,
+        rows: int,
+        fields: Iterable[Field],
+        encoded: Iterable[str],
+        *,
+        weighted: bool,
+        offsets: Mapping[str, Offsets] | None = None,
+        masked: bool = False,
+        packed: bool = False,
     ) -> Frame:
         """The frame of some fields of a dataset.
 
@@ -84,6 +115,10 @@ class Frame:
             Fields that are sent as the bytes of image files.
         weighted : bool
             Whether the tail is padded with repeated rows.
+        offsets : mapping of str to int or tuple of int, optional
+            Of fields whose rows are not the samples' own.
+        masked : bool
+            Whether these fields have masks.
         packed : bool
             Whether the rows are those of packed rows.
 
@@ -97,38 +132,52 @@ class Frame:
             tensors[WEIGHT] = np.dtype("<f4"), ()
         if packed:
             tensors[ROWS + OFFSETS] = np.dtype("<i8"), ()
-        flat = set()
+        flat: dict[str, str] = {}
+        sparse: dict[str, int] = {}
+        masks = set()
         encoded = set(encoded)
         for field in fields:
+            axes = axes_of((offsets or {}).get(field.name, 0))
+            if masked and field.name in (offsets or {}):
+                masks.add(field.name + MASK)
+                tensors[field.name + MASK] = np.dtype("|b1"), axes
             is_bytes = field.name in encoded or field.dtype == "string"
             dtype = dtype_named("BF16") if field.dtype == "bfloat16" else DTYPES.get(field.dtype)
             if is_bytes:
                 dtype = np.dtype("|u1")
             if dtype is None:
                 raise BadAnswer(f"the server sent an unknown dtype {field.dtype!r} for {field.name!r}")
-            if is_bytes or field.ragged:
-                flat.add(field.name)
+            if field.index_dtype is not None:
+                index_dtype = DTYPES.get(field.index_dtype)
+                if index_dtype is None or index_dtype.kind not in "iu" or len(field.shape) != 1:
+                    raise BadAnswer(f"the server sent invalid column indices {field.index_dtype!r} for {field.name!r}")
+                values, indices, starts = _parts_of(field.name)
+                tensors |= {values: (dtype, ()), starts: (np.dtype("<i8"), ()), indices: (index_dtype, ())}
+                flat |= {values: starts, indices: starts}
+                sparse[field.name] = field.shape[0]
+            elif is_bytes or field.ragged:
+                flat[field.name] = field.name + OFFSETS
                 tensors[field.name] = dtype, ()
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
-                tensors[field.name] = dtype, field.shape
-        return cls(rows, tensors, frozenset(flat), packed)
+                tensors[field.name] = dtype, (*axes, *field.shape)
+        return cls(rows, tensors, flat, sparse, frozenset(masks), packed)
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
-        kept = {
-            ROWS,
-            *([WEIGHT] if weighted else []),
-            *fields,
-            *(name + OFFSETS for name in fields if name in self.flat),
-        }
+        kept = {ROWS, *([WEIGHT] if weighted else []), *fields}
+        sparse = {name: columns for name, columns in self.sparse.items() if name in kept}
+        kept |= {part for name in sparse for part in _parts_of(name)}
+        kept |= {offsets for name, offsets in self.flat.items() if name in kept}
+        kept |= {name + MASK for name in fields if name + MASK in self.masks}
         tensors = {name: kind for name, kind in self.tensors.items() if name in kept}
-        return Frame(self.rows, tensors, self.flat & kept)
+        flat = {name: offsets for name, offsets in self.flat.items() if name in kept}
+        return Frame(self.rows, tensors, flat, sparse, self.masks & kept)
 
     def without(self, fields: Collection[str]) -> Frame:
         """The frame of all other fields, which do not differ in length."""
         tensors = {name: kind for name, kind in self.tensors.items() if name not in fields}
-        return Frame(self.rows, tensors, self.flat)
+        return replace(self, tensors=tensors)
 
     def encoded(self, fields: Collection[str]) -> Frame:
         """The same frame, with some fields as the bytes of image files."""
@@ -138,7 +187,7 @@ class Frame:
                 tensors |= {name: (np.dtype("|u1"), ()), name + OFFSETS: (np.dtype("<i8"), ())}
             else:
                 tensors[name] = kind
-        return Frame(self.rows, tensors, self.flat | set(fields))
+        return replace(self, tensors=tensors, flat={**self.flat, **{name: name + OFFSETS for name in fields}})
 
     @cached_property
     def names(self) -> Sequence[str]:
@@ -147,9 +196,17 @@ class Frame:
         return sorted(order.keys() - {ROWS, WEIGHT}, key=lambda name: (-self.tensors[name][0].itemsize, order[name]))
 
     @cached_property
+    def fields(self) -> Sequence[str]:
+        """Names of the fields as in requests, in the order of `names`: sparse fields have one for all their tensors."""
+        whole = {part: name for name in self.sparse for part in _parts_of(name)}
+        return list(
+            dict.fromkeys(whole.get(name, name) for name in self.names if name in whole or name not in self.offsets)
+        )
+
+    @cached_property
     def offsets(self) -> frozenset[str]:
         """Tensors with the start of each row of those whose rows differ in length."""
-        return frozenset(name + OFFSETS for name in self.flat)
+        return frozenset(self.flat.values())
 
     @cached_property
     def row_bytes(self) -> int:
@@ -185,7 +242,7 @@ class Frame:
         by_name = {tensor.name: tensor for tensor in tensors}
         self._check_names(by_name)
         for name, tensor in by_name.items():
-            rows: tuple[int, ...] = (batch_size + (name[: -len(OFFSETS)] in self.flat),)
+            rows: tuple[int, ...] = (batch_size + (name in self.offsets),)
             if name in self.flat or self.packed:
                 rows = tensor.shape[:1]
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
@@ -227,11 +284,17 @@ class Frame:
                 # Of a packed batch: there are as many as packed rows.
                 continue
             if array.shape[1] != rows and name not in self.flat:
-                if name[: -len(OFFSETS)] in self.flat and array.shape[1] == rows + 1:
+                if name in self.offsets and array.shape[1] == rows + 1:
                     continue
                 raise BadAnswer(f"{name!r} has {array.shape[1]} rows, but there are {rows} row ids")
-        for name in (*self.flat, *([ROWS] if self.packed else [])):
-            check_offsets(name, stacked[name], stacked[name + OFFSETS])
+        for name, offsets in self.flat.items():
+            check_offsets(name, stacked[name], stacked[offsets])
+        if self.packed:
+            check_offsets(ROWS, stacked[ROWS], stacked[ROWS + OFFSETS])
+        for name, columns in self.sparse.items():
+            indices = stacked[name + INDICES]
+            if indices.size and not (indices.min() >= 0 and indices.max() < columns):
+                raise BadAnswer(f"received column indices of {name!r} that are not below its {columns} columns")
         # As unsigned integers, negative row ids are too large as well.
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:
             raise BadAnswer(f"received row ids out of range for the {self.rows:,} rows of the dataset")
@@ -240,6 +303,11 @@ class Frame:
         if set(served) != self.tensors.keys():
             names = ", ".join(sorted(map(repr, set(served) ^ self.tensors.keys()))[:8])
             raise BadAnswer(f"received other fields than requested: {names} are missing or unexpected")
+
+
+def _parts_of(name: str) -> tuple[str, str, str]:
+    """Names of the tensors of a field with sparse rows: values, column indices and offsets."""
+    return name + DATA, name + INDICES, name + INDPTR
 
 
 def check_offsets(name: str, flat: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:

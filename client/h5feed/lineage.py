@@ -137,13 +137,19 @@ def source_of(dataset: RemoteDataset, split: str, options: Mapping[str, Any], ti
         split=split,
         options={
             name: plain(name, value)
-            for name, value in sorted(options.items())
+            for name, value in sorted({**options, **_kept(dataset, options)}.items())
             if value is not None and name not in _OF_THIS_RUN
         },
         rows=found["rows"],
         digest=found["digest"],
         fields=described_fields(dataset),
     )
+
+
+def _kept(dataset: RemoteDataset, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are recorded: weights by their digest, joined datasets with their revisions."""
+    weights = options.get("weights")
+    return dataset.join_options | ({} if weights is None else {"weights": str(dataset.named_weights(weights))})
 
 
 def source_of_plan(dataset: RemoteDataset, plan: Plan, timeout: float = jobs.TIMEOUT) -> Source:
@@ -156,7 +162,8 @@ def described_fields(dataset: RemoteDataset) -> dict[str, dict[str, Any]]:
     return {
         field.name: {"dtype": field.dtype, "shape": None if field.ragged else list(field.shape)}
         for field in dataset.fields.values()
-        if field.readable
+        # Without those of joined datasets, which have revisions of their own.
+        if field.readable and "/" not in field.name
     }
 
 

@@ -20,7 +20,27 @@ Statistic = float | npt.ArrayLike | Literal["server"]
 """A mean or standard deviation: one number, one per channel or position, or computed by the server."""
 
 
-class SplitOptions(TypedDict, total=False):
+class WindowOptions(TypedDict, total=False):
+    """Options that make a sample of several rows of an episode: see "Windows of rows" in the HTTP API."""
+
+    sequence_length: int | None
+    """Rows of a sample, from its own row on: each field gets one more axis. As in
+    `keras.utils.timeseries_dataset_from_array`, as are the next two."""
+    sequence_stride: int | None
+    """A sample begins every so many rows; default: 1."""
+    sampling_rate: int | None
+    """Step between the rows of a sequence; default: 1."""
+    offsets: Mapping[str, int | Sequence[int] | tuple[str, int | Sequence[int]]] | str | None
+    """Rows of single fields, relative to the sample's own row: ``{"image": [-1, 0], "action": range(16)}``. An int,
+    such as ``{"target": 24}``, adds no axis. ``{"next": ("image", 1)}`` adds rows of a field under another name."""
+    ends: Literal["drop", "pad"] | None
+    """``drop``, the default: samples that reach over an end of their episode are left out. ``pad``: the first or last
+    row is repeated, and ``NAME.mask`` is False there."""
+    episode: str | None
+    """Field whose value changes where an episode ends, or ``"none"``; default: the groups and files of the dataset."""
+
+
+class SplitOptions(WindowOptions, total=False):
     """Options that select the rows: see "Split parameters" in the HTTP API."""
 
     test: float | int | None
@@ -31,7 +51,8 @@ class SplitOptions(TypedDict, total=False):
     split_seed: int | None
     split_shuffle: bool | None
     group: str | None
-    """Field whose equal values stay in one split: patients, episodes, videos."""
+    """Field whose equal values stay in one split: patients, episodes, videos; ``"__pieces__"``: the groups and files
+    that the dataset is made of."""
     folds: int | None
     """Number of folds for cross-validation: ``val`` is fold `fold`, ``train`` the others."""
     fold: int | None
@@ -69,11 +90,17 @@ class EpochOptions(SplitOptions, total=False):
     """With `pack`: what to do with longer rows; default: they are an error."""
     balance: bool | None
     """Draw each class equally often; rows may repeat."""
-    weights: str | None
-    """Field of numbers: draw each row as often as its number says, relative to the others; rows may repeat."""
+    weights: str | npt.ArrayLike | None
+    """Draw each row as often as its number says, relative to the others; rows may repeat. A field of numbers, or an
+    array with a number ≥ 0 for each row of the dataset, which is sent to the server once."""
     epoch_rows: int | None
     """Rows per epoch with `balance` or `weights`; default: the number of rows in the split."""
     limit: int | None
+    join: str | Sequence[str] | None
+    """Other datasets whose rows are parts of the same samples, as for `Dataset.join`. Their fields are
+    ``OTHER/field``."""
+    how: Literal["inner"] | None
+    """With `join`: ``"inner"`` leaves out rows that have no partner."""
     encoded: Sequence[str] | None
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["auto", "server", "client"] | None
@@ -86,6 +113,13 @@ class EpochOptions(SplitOptions, total=False):
     """Let the server compress rows that are not stored in compressed chunks, for slow links; needs ``h5feed[decode]``.
     Fields that do not get at least 1.2 times shorter come as they are. Ignored if the server is on this machine, and
     for single batches. The arrays are the same."""
+    decode_cf: bool | None
+    """Unpack numbers that are packed by the CF conventions of netCDF: ``stored * scale_factor + add_offset``, with NaN
+    for missing values, in the float type that xarray uses. The read-ahead threads do it."""
+    sparse: Literal["dense", "csr"] | None
+    """What sparse rows become. ``dense``, the default of loops: arrays of equal shape, which read-ahead threads fill.
+    ``csr``: in `Dataset.batches`, where it is the default, the parts of a sparse matrix, see `Batch.sparse`; in
+    `Dataset.loader`, a ``scipy.sparse.csr_matrix``; in `Dataset.torch`, a sparse CSR tensor."""
 
 
 class OrderOptions(EpochOptions, total=False):

@@ -14,6 +14,7 @@ from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
 from .ragged import Layout
+from .stored.packing import Packing
 from .wire import Tensor
 
 BLOCK_BYTES = 16 << 20
@@ -76,10 +77,18 @@ class Plan:
     """Fields that are stored as image files: they arrive as pixels, but may be fetched as files and decoded here."""
     stored: bool | None = None
     """Whether the split is stored in the file; None for all rows."""
+    rows_per_sample: int = 1
+    """Rows of a field in one sample, at most."""
+    not_by_id: str = ""
+    """Why the fields of samples are not rows that can be fetched by their ids; empty if they are."""
     part_rows: int = 0
     """Rows of a batch to request at once; 0: all."""
     chunk_rows: int = 1
     """Rows that are stored and decoded together."""
+    dense: bool = False
+    """Whether sparse rows are handed out as dense arrays."""
+    unpacking: Mapping[str, Packing] = field(default_factory=dict)
+    """How the numbers of fields are unpacked before they are handed out."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
     asked: Mapping[str, Any] = field(default_factory=dict)

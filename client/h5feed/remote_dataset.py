@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, NoReturn, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, TypeVar, Unpack, cast, overload
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +25,30 @@ from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
 from .fetching.images import ImageFetcher
 from .fetching.laying_out import laid_out, laid_out_fetch
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
-from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, rows_in, taker
+from .fetching.server import (
+    check_asked_for,
+    fetch_by_key,
+    fetch_rows,
+    fetcher,
+    only_batch,
+    only_tensor,
+    rows_in,
+    taker,
+)
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Pace
+from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -50,8 +62,10 @@ from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
+from .stored.packing import Packing
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
+from .weights import GivenWeights
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 DEFAULT_CONNECTIONS: int | None = None
@@ -64,6 +78,12 @@ CODECS = ("zstd",)
 """Values of ``compress``."""
 
 _MAX_PLANS = 256
+
+_OF_OTHER = "/"
+"""Between the names of a joined dataset and of its field: no name of either contains it."""
+
+_NOT_BY_ID = "samples are made of several rows"
+"""See `Plan.not_by_id`."""
 
 _SETTLE_POLL_SECONDS = 0.5
 """Interval at which the server is asked whether it has hashed the files."""
@@ -95,9 +115,12 @@ class RemoteDataset:
                 field["reason"],
                 field["ragged"],
                 tuple(field["class_names"]) if field.get("class_names") else None,
+                field["sparse"]["index_dtype"] if field.get("sparse") else None,
             )
             for field in info["fields"]
         }
+        self._joins: tuple[tuple[str, dict[str, Any]], ...] = ()
+        self._how: str | None = None
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quoted(self.name)}"
@@ -106,7 +129,8 @@ class RemoteDataset:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
         server = self._client.names.server_of(self._revision)
         given = None if server is None else (server.name, self.revision)
-        return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self._revision), given)
+        told = replaced_told(self.name, self._revision)
+        return _unpickled, (type(self), self._client, self.info, told, given, self._joins, self._how)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
@@ -128,6 +152,70 @@ class RemoteDataset:
     def __bool__(self) -> bool:
         # A dataset without rows is still true.
         return True
+
+    def join(self: D, *others: str, how: Literal["inner"] | None = None) -> D:
+        """This dataset with the fields of others, so that a sample has rows of several datasets of the server.
+
+        The field ``f`` of the dataset ``OTHER`` is named ``OTHER/f``. Loops and batches take it like any other field;
+        splits, filters, weights and single rows are those of this dataset. The revisions of the others are fixed now.
+
+        Parameters
+        ----------
+        *others : str
+            ``"OTHER"``: the row of the same number. ``"OTHER:key"``: the row with an equal value of the field ``key``,
+            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Percent-encode ``:``,
+            ``@``, ``=`` and ``%`` in names.
+        how : ``"inner"``, optional
+            Leave out rows that have no partner. Default: they are an error.
+
+        Raises
+        ------
+        DatasetNotFound, RevisionChanged, BadParameter
+        """
+        joins = list(self._joins)
+        for text in others:
+            whose, colon, by = text.partition(":")
+            name, at, revision = whose.partition("@")
+            params = {"revision": unquote(revision)} if at else {}
+            info = self._client.json(f"/v1/datasets/{quoted(unquote(name))}", params)
+            checked(info, DatasetInfo, "dataset")
+            other = RemoteDataset(self._client, info)
+            joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
+        return self._with_joins(joins, how or self._how)
+
+    def joined_by(self: D, options: dict[str, Any]) -> D:
+        """`join` by the options ``join`` and ``how``, which are taken from `options`."""
+        others, how = options.pop("join", None), options.pop("how", None)
+        if others is None and how is None:
+            return self
+        return self.join(*([others] if isinstance(others, str) else others or ()), how=how)
+
+    @property
+    def join_options(self) -> dict[str, Any]:
+        """The options ``join``, with revisions, and ``how`` of the joined datasets; empty if there are none."""
+        if not self._joins:
+            return {}
+        return {"join": [text for text, _ in self._joins]} | ({} if self._how is None else {"how": self._how})
+
+    def _with_joins(self: D, joins: Sequence[tuple[str, dict[str, Any]]], how: str | None) -> D:
+        """A dataset with the fields of others.
+
+        Parameters
+        ----------
+        joins : sequence of (str, dict)
+            The value of the parameter ``join`` and the description of each joined dataset.
+        """
+        if not joins and how is None:
+            return self
+        joined = type(self)(self._client, self.info)
+        joined._joins, joined._how = tuple(joins), how
+        for _, info in joins:
+            for field in RemoteDataset(self._client, info).fields.values():
+                name = f"{info['name']}{_OF_OTHER}{field.name}"
+                # There is one label: that of this dataset.
+                role = "other" if field.role == "label" else field.role
+                joined.fields[name] = replace(field, name=name, role=role)
+        return joined
 
     @property
     def url(self) -> str:
@@ -213,7 +301,8 @@ class RemoteDataset:
     def __getitem__(self, rows: int | slice | Sequence[int] | npt.NDArray[Any]) -> Batch | dict[str, npt.NDArray[Any]]:
         """Index rows like a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, fetched with one request.
 
-        ``ds[5]`` is a single row: a dict of arrays without the row axis. Contains inputs and labels; see also `take`.
+        ``ds[5]`` is a single row: a dict of arrays without the row axis; sparse rows become dense. Contains inputs and
+        labels; see also `take`.
 
         Raises
         ------
@@ -235,7 +324,7 @@ class RemoteDataset:
             row = operator.index(rows)  # type: ignore[arg-type]
             if not -self.rows <= row < self.rows:
                 raise RowOutOfRange(f"row {row} is out of range for {self.rows} rows")
-            return {name: array[0] for name, array in self.take([row % self.rows]).items()}
+            return {name: array[0] for name, array in self.dense_rows([row % self.rows]).items()}
         return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
 
     def __iter__(self) -> NoReturn:
@@ -249,6 +338,9 @@ class RemoteDataset:
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            return self.joined_by(given).batch(index, split=split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
         asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
@@ -267,7 +359,11 @@ class RemoteDataset:
             raise BadAnswer(f"batch {index} has {rows_in(batch, frame)} rows, expected at most {batch_size}")
         if decoding:
             batch = decoded_batch(batch, decoding, self._client.pool)
-        return batch if layout is None else laid_out(batch, layout, self._client.pool)
+        if unpacking := self._unpacking(options):
+            batch = unpacked(batch, unpacking)
+        if layout is not None:
+            batch = laid_out(batch, layout, self._client.pool)
+        return batch.densified(self._client.pool) if options.get("sparse") == "dense" else batch
 
     def batches(
         self,
@@ -296,19 +392,64 @@ class RemoteDataset:
             With ``waited`` (seconds spent waiting for data) and ``close()``.
         """
         check_options(options, self.batches, OrderOptions.__annotations__)
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
+            return self.joined_by(given).batches(split, batch_size=batch_size, **fetching, **given)
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
             plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
         )
 
-    def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
-        """Rows by id, in the given order. Duplicates are allowed."""
-        wanted = row_ids(rows)
-        request: dict[str, Any] = {"rows": wanted.tolist()}
-        if fields is not None:
-            request["fields"] = [fields] if isinstance(fields, str) else list(fields)
+    def take(
+        self,
+        rows: Sequence[int] | npt.NDArray[Any] | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+        keys: Sequence[str | int] | npt.NDArray[Any] | None = None,
+        key: str | None = None,
+        duplicates: Literal["refuse", "all"] = "refuse",
+    ) -> Batch:
+        """Rows by id or by key, in the given order. Rows that are listed twice are returned twice.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            Row ids.
+        fields : sequence of str, optional
+            Default: inputs and labels.
+        keys : sequence of str or int, optional
+            Instead of `rows`: values of the field `key`.
+        key : str, optional
+            Field of one text or integer per row, such as a file name. The server builds an index of it at the first
+            request.
+        duplicates : ``"refuse"`` or ``"all"``
+            If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
+            of them, one after the other. ``batch.rows`` are their ids.
+
+        Raises
+        ------
+        RowOutOfRange, KeysNotFound, AmbiguousKey, TooLarge
+        """
+        if self._joins and fields is None:
+            fields = [name for name in self._chosen({}) if _OF_OTHER not in name]
+        chosen = {} if fields is None else {"fields": [fields] if isinstance(fields, str) else list(fields)}
+        if self._joins and (of_other := next((name for name in chosen["fields"] if _OF_OTHER in name), None)):
+            raise BadParameter(f"take returns rows of {self.name!r} alone, not {of_other!r}: see batches()")
+        if (rows is None) == (keys is None) or (keys is None) != (key is None):
+            raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
+        if keys is not None:
+            request: dict[str, Any] = {"key": key, "keys": key_list(keys), "duplicates": duplicates, **chosen}
+            several = duplicates == "all"
+            return fetch_by_key(self._client, self._path, self.revision, request, self._frame(chosen), several=several)
+        wanted = row_ids([] if rows is None else rows)
+        request = {"rows": wanted.tolist(), **chosen}
         return fetch_rows(self._client, self._path, self.revision, request, wanted, self._frame(request))
+
+    def dense_rows(self, rows: Sequence[int] | npt.NDArray[Any], fields: Sequence[str] | None = None) -> Batch:
+        """Same as `take`, with dense arrays instead of sparse rows."""
+        return self.take(rows, fields=fields).densified(self._client.pool)
 
     def splits(
         self,
@@ -449,6 +590,9 @@ class RemoteDataset:
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """The rows and batches of an epoch, known before fetching."""
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            return self.joined_by(given).plan(split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
         asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
@@ -463,6 +607,7 @@ class RemoteDataset:
             self._plans[cut] = answer
             if answer["replaces"] and params.get("shard", "0") == "0":
                 tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
+        frame, is_dense = self._frame(asked), options.get("sparse") == "dense"
         limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
         part_rows = answer.get("part_rows", batch_size)
         if part_rows < batch_size:
@@ -473,7 +618,13 @@ class RemoteDataset:
             # During decoding, encoded and decoded images are both in memory; so are flat and padded lists.
             batch_bytes=answer["batch_bytes"]
             + sum(batch_size * math.prod(spec.shape) for spec in decoding.values())
-            + (0 if layout is None else layout.nbytes(batch_size)),
+            + (0 if layout is None else layout.nbytes(batch_size))
+            + (self._dense_bytes(frame) * batch_size if is_dense else 0)
+            + batch_size
+            * sum(
+                math.prod(self.fields[name].shape) * np.dtype(packing.dtype).itemsize
+                for name, packing in self._unpacking(options).items()
+            ),
             params=params,
             batch_size=batch_size,
             tensors=tuple(
@@ -485,11 +636,15 @@ class RemoteDataset:
             max_rows=limits["rows"],
             max_bytes=limits["body_bytes"],
             last_rows=answer["last_rows"],
-            frame=self._frame(asked),
+            frame=frame,
             decoding=decoding,
+            dense=is_dense,
+            unpacking=self._unpacking(options),
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
+            rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
+            not_by_id=_NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -576,10 +731,21 @@ class RemoteDataset:
             found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
         return found
 
+    def named_weights(self, weights: str | npt.ArrayLike) -> str:
+        """The value of the option `weights`: the name of a field, or an array, copied and named by its digest.
+
+        Raises
+        ------
+        BadParameter
+        """
+        return weights if isinstance(weights, str) else GivenWeights.of(weights, self.rows, f"{self._path}/weights")
+
     def _fetch(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None, pool: BufferPool | None = None
     ) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
+        if self._joins and cache is not None:
+            raise BadParameter("cache= keeps the rows of one dataset, not of several that are joined: leave it out")
         client = self._client if pool is None else self._client.with_pool(pool)
         if plan.layout is not None:
             if plan.is_packed and cache is not None:
@@ -593,8 +759,23 @@ class RemoteDataset:
         fetch: Fetch[Batch] = images or fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
-        if cache is None:
-            return fetch
+        if cache is not None and plan.not_by_id:
+            raise BadParameter(f"cache= keeps single rows, but {plan.not_by_id}: leave out cache=")
+        found = fetch if cache is None else self._cached(fetch, images, plan, cache, client)
+        if plan.unpacking:
+            found = unpacked_fetch(found, plan.unpacking)
+        return dense_fetch(found, client.pool) if plan.dense and plan.frame.sparse else found
+
+    def _cached(
+        self,
+        fetch: Fetch[Batch],
+        images: ImageFetcher | None,
+        plan: Plan,
+        cache: str | os.PathLike[str] | RowCache,
+        client: Client,
+    ) -> Fetch[Batch]:
+        """Fetch blocks through a local cache."""
+        path = self._path
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
             return cached_fetch(
@@ -635,6 +816,14 @@ class RemoteDataset:
         ModuleNotFoundError, BadParameter
         """
         asked = options.copy()
+        asked.pop("decode_cf", None)
+        sparse = asked.pop("sparse", None)
+        if sparse not in (None, "dense", "csr"):
+            raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
+        if (weights := asked.get("weights")) is not None:
+            asked["weights"] = self.named_weights(weights)
+        if self._joins and asked.get("fields") is None:
+            asked["fields"] = self._chosen({})
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -653,7 +842,8 @@ class RemoteDataset:
             return asked, {}
         as_stored = names_of(asked.get("encoded"))
         images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
-        fields = [name for name in self._chosen(asked) if name in images and name not in as_stored]
+        windows = self._offsets(asked)
+        fields = [name for name in self._chosen(asked) if name in images and name not in {*as_stored, *windows}]
         specs = specs_for({name: images[name] for name in fields})
         for name, spec in specs.items():
             if (spec.shape, "uint8") != (self.fields[name].shape, self.fields[name].dtype):
@@ -681,8 +871,40 @@ class RemoteDataset:
                 asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
         return cast(OrderOptions, asked), layout
 
+    def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
+        """How to unpack the requested fields, with ``decode_cf``.
+
+        Raises
+        ------
+        BadParameter
+            The pieces of a field are packed in several ways.
+        """
+        if not options.get("decode_cf"):
+            return {}
+        chosen, found = set(self._chosen(options)), {}
+        for field in self.info["fields"]:
+            name, packed = field["name"], field.get("cf")
+            if name not in chosen or not packed:
+                continue
+            if len(packed) > 1:
+                raise BadParameter(
+                    f"decode_cf: the pieces of {name!r} are packed in {len(packed)} ways: let the server unpack them, "
+                    'with apply = "scale" in h5feed.toml'
+                )
+            (one,) = packed
+            found[name] = Packing(
+                one["dtype"], one["scale_factor"], one["add_offset"], tuple(one["missing"]), one["unsigned"]
+            )
+        return found
+
+    def _dense_bytes(self, frame: Frame) -> int:
+        """Bytes of a row of all sparse fields as dense arrays."""
+        return sum(columns * DTYPES[self.fields[name].dtype].itemsize for name, columns in frame.sparse.items())
+
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
         """The requested fields that the server decodes from image files."""
+        if self._offsets(asked):
+            return {}
         as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
         return {
             name: StoredImages(
@@ -702,14 +924,29 @@ class RemoteDataset:
         of_roles = {*self.fields_of_role("input"), *self.fields_of_role("label")}
         # In the order of the server, which is that of all fields.
         found = [name for name in self.fields if name in of_roles]
-        return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        found = found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
+        return [*found, *renamed(asked)]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """The expected tensors of a response. Unknown fields are left to the server to reject."""
-        fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
-        packed = asked.get("pack") is not None
-        weighted = tail_of(asked) == "pad"
-        return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=weighted, packed=packed)
+        known = dict(self.fields)
+        for name, field in renamed(asked).items():
+            if field in known:
+                known.setdefault(name, replace(known[field], name=name))
+        fields = [known[name] for name in self._chosen(asked) if name in known]
+        return Frame.of(
+            self.rows,
+            fields,
+            names_of(asked.get("encoded")),
+            weighted=tail_of(asked) == "pad",
+            offsets=self._offsets(asked),
+            masked=asked.get("ends") == "pad",
+            packed=asked.get("pack") is not None,
+        )
+
+    def _offsets(self, asked: Mapping[str, Any]) -> dict[str, Offsets]:
+        """Offsets of the requested fields whose rows are not the samples' own, by name."""
+        return offsets_by_name(asked, self._chosen(asked))
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
@@ -747,11 +984,38 @@ class RemoteDataset:
     ) -> dict[str, Any]:
         check_options(options, takes, known.__annotations__)
         params: dict[str, Any] = {
-            name: parameter(value) for name, value in options.items() if value is not None and name != "where"
+            name: value if isinstance(value, GivenWeights) else parameter(value)
+            for name, value in options.items()
+            if value is not None and name not in ("where", "offsets")
         }
+        if options.get("offsets") is not None:
+            params["offsets"] = offsets_text(offsets_of(options["offsets"]))
         if where := conditions(options.get("where")):
             params["where"] = where
+        if known is OrderOptions and (self._joins or self._how):
+            params["join"] = tuple(text for text, _ in self._joins)
+            params |= {} if self._how is None else {"how": self._how}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:
+    """Keys as they are sent.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if isinstance(keys, str):
+        raise BadParameter(f"keys={keys!r} is a single key: pass a list of keys")
+    listed: list[Any] = list(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+    found: list[str | int] = []
+    for one in listed:
+        if isinstance(one, bytes):
+            one = one.decode()
+        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (str, int, np.integer)):
+            raise BadParameter(f"keys must be text or integers, not {one!r:.100}")
+        found.append(one if isinstance(one, str) else int(one))
+    return found
 
 
 def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -768,9 +1032,15 @@ def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _unpickled(
-    kind: type[D], client: Client, info: dict[str, Any], told: frozenset[str], given: tuple[str, str] | None = None
+    kind: type[D],
+    client: Client,
+    info: dict[str, Any],
+    told: frozenset[str],
+    given: tuple[str, str] | None = None,
+    joins: tuple[tuple[str, dict[str, Any]], ...] = (),
+    how: str | None = None,
 ) -> D:
-    dataset = kind(client, info)
+    dataset = kind(client, info)._with_joins(joins, how)
     replaced_told(dataset.name, info["revision"], told)
     if given is not None:
         url, current = given

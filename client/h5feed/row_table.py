@@ -105,7 +105,7 @@ def _cells(field: Field, batch: Batch | None, order: Sequence[int]) -> list[str]
     if field.dtype == "string":
         texts = batch.text(field.name)
         return [_cut(texts[place]) for place in order]
-    values = batch.lists(field.name) if field.ragged else batch[field.name]
+    values = batch.lists(field.name) if field.ragged else batch.dense(field.name)
     return [_cell(values[place], field.class_names) for place in order]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from .loops.loader import Loader
+from .loops.loop_options import check_dense
 from .loops.tree import mapped
 from .remote_dataset import RemoteDataset
 
@@ -35,6 +36,7 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
         known if every batch is full (``last="drop"`` or ``"pad"``). With ``pad=`` and no ``max_length=``, the second
         dimension is not known.
     """
+    check_dense(options, "tf.data")
     loader = Loader(dataset, split, **options)
     plan = loader.plan
     is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1

@@ -32,7 +32,7 @@ from .loops.pass_numbers import Pass, PassNumbers
 from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
 from .net.trace import clock
-from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions
+from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions, WindowOptions
 from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
@@ -183,11 +183,12 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         pin_memory: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
-        self._dataset = dataset
         self._split = split
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
-        self._order, self._preparing = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        self._dataset = dataset = dataset.joined_by(given)
+        self._order, self._preparing = divided(dataset, given)
         self._prepared: tuple[int, Preparation] | None = None
         self._locked: tuple[int, BufferPool] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
@@ -444,6 +445,12 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
     def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
         order, preparing = divided(dataset, options)
+        # Rows are always dense.
+        del order["sparse"]
+        if windows := sorted(set(order) & set(WindowOptions.__annotations__)):
+            raise BadParameter(
+                f"{windows[0]}= makes samples of several rows, but torch_map() has single rows: use torch()"
+            )
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))
         if of_order:
             raise BadParameter(f"unknown option {of_order[0]!r}: the sampler determines the order, not the dataset")
@@ -468,7 +475,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
             rows = self.row_ids[np.asarray(places, np.int64)]
         except IndexError:
             raise IndexError(f"index out of range for {len(self)} rows (valid: 0 to {len(self) - 1})") from None
-        arrays = tensors_of(prepare(self._dataset.take(rows, fields=prepare.fields)), False)
+        arrays = tensors_of(prepare(self._dataset.dense_rows(rows, prepare.fields)), False)
         return [mapped(itemgetter(place), arrays) for place in range(len(rows))]
 
     def _preparation(self) -> Preparation:

@@ -42,6 +42,10 @@ WEIGHT = "__weight__"
 OFFSETS = ".offsets"
 """Suffix of the tensor (int64, rows + 1) with the start of each row in the flat tensor of the same name."""
 
+DATA, INDICES, INDPTR = ".data", ".indices", ".indptr"
+"""Suffixes of the tensors of sparse rows, as in scipy's ``csr_matrix``: the stored values, their column indices, and
+the start of each row in both (int64, rows + 1)."""
+
 ALIGNMENT = 64
 """Bytes: a cache line, and the alignment that JAX needs to use an array without a copy."""
 

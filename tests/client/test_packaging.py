@@ -55,6 +55,7 @@ def test_who_may_import_whom(module: str, banned: tuple[str, ...]) -> None:
 
 
 PUBLIC = [
+    "AmbiguousKey",
     "BadAnswer",
     "BadParameter",
     "Batch",
@@ -70,6 +71,7 @@ PUBLIC = [
     "HostNotAllowed",
     "InternalError",
     "JobWanted",
+    "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
     "NotAcceptable",
@@ -81,6 +83,7 @@ PUBLIC = [
     "ReaderCrashed",
     "RevisionChanged",
     "RowOutOfRange",
+    "Source",
     "SourceUnavailable",
     "SplitImpossible",
     "SplitNotFound",
@@ -92,8 +95,11 @@ PUBLIC = [
     "Unauthorized",
     "Unreadable",
     "UnsupportedField",
+    "WeightsUnknown",
     "__version__",
+    "class_balanced",
     "connect",
+    "reopen",
 ]
 
 
@@ -118,10 +124,13 @@ CODES = [
     "split_not_found",
     "batch_out_of_range",
     "row_out_of_range",
+    "keys_not_found",
+    "weights_unknown",
     "not_acceptable",
     "revision_changed",
     "too_large",
     "unsupported_field",
+    "ambiguous_key",
     "split_impossible",
     "unreadable",
     "too_many_requests",

@@ -536,7 +536,8 @@ def test_three_small_caches_of_a_store_hold_three_parts(serve: Serve, tmp_path: 
                 serve("s3://data", "--workers", "1", "--host", host, **store.environment, **limits)
                 for host in HOSTS[:count]
             ]
-            epochs_of(servers, "rows", 1, **options)
+            # Twice: on a busy machine, some requests go to another server than the owner, and fill no cache.
+            epochs_of(servers, "rows", 2, **options)
             for server in servers:
                 server.stop()
             return [ranges_kept(server) for server in servers]

@@ -482,10 +482,10 @@ def test_anndata(feed: h5feed.Feed) -> None:
 
 
 def test_anndata_of_a_sparse_matrix(feed: h5feed.Feed) -> None:
-    """Values and places of a sparse matrix are no rows: it is refused with the reason, obs are served."""
+    """Its rows are the observations as well: see tests/client/test_sparse.py for their values."""
     dataset = feed["sparse"]
     assert dataset.rows == 90 and dataset.class_names == ["B", "NK", "T"]
-    assert "sparse matrix (csr_matrix, 90 × 50)" in str(dataset.fields["X"].reason)
+    assert _roles(dataset)["X"] == "input" and dataset.fields["X"].shape == (50,)
     np.testing.assert_array_equal(dataset.take(range(90), fields=["obs.cell_type"])["obs.cell_type"], TYPES)
     assert not [name for name in dataset.fields if name.startswith("X.")]
 
@@ -497,11 +497,12 @@ def test_anndata_of_old(feed: h5feed.Feed) -> None:
 
 
 def test_other_sparse_matrices(feed: h5feed.Feed) -> None:
-    """10x Genomics' and MATLAB's are told by their members; what lies beside them is served."""
+    """10x Genomics' are by cells, and so by rows; MATLAB's are refused, and what lies beside them is served."""
     names = {entry["name"] for entry in feed.datasets()}
     matrices = {name: feed[name] for name in names if name.startswith(("tenx", "matlab_sparse"))}
     reasons = [str(field.reason) for one in matrices.values() for field in one.fields.values() if not field.readable]
-    assert sum("sparse matrix" in reason for reason in reasons) == 2
+    assert sum("sparse matrix" in reason for reason in reasons) == 1
+    assert next(one for name, one in matrices.items() if name.startswith("tenx")).fields["matrix"].shape == (40,)
     assert _roles(matrices["matlab_sparse"]) == {"x": "input", "y": "label"}
     assert all(one.rows != 500 for one in matrices.values())
 

@@ -124,6 +124,10 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "fold": {"folds": 5, "split": "val"},
     "epoch_rows": {"balance": True},
     "window": {"shuffle": True},
+    "sequence_stride": {"sequence_length": 2},
+    "sampling_rate": {"sequence_length": 2},
+    "ends": {"sequence_length": 2},
+    "episode": {"sequence_length": 2},
     "shard": {"shards": 2},
     "split_seed": {"test": 0.1, "split": "train"},
     "split_shuffle": {"test": 0.1, "split": "train"},
@@ -160,8 +164,10 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
         assert http.get(url, params=filled, headers={"prefer": "wait=30"}).status_code == 200, path
         names = {each["name"] for each in parameters}
         for each in parameters:
-            if "examples" not in each["schema"] or each["in"] == "header":
-                others = ("prefer", "cache-control", "encoded", "pad", "bucket_by", "pack_by")
+            # Which keys there are, and whether they are unique, is known when they are read.
+            of_keys = ("key", "value", "how")
+            if "examples" not in each["schema"] or each["in"] == "header" or each["name"] in of_keys:
+                others = ("prefer", "cache-control", "encoded", "pad", "bucket_by", "pack_by", *of_keys)
                 assert each["name"] in filled | place or each["name"] in others, each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}

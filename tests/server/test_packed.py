@@ -8,6 +8,7 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
+from h5feed.errors import BadParameter
 
 from tests.support.server_process import ServerProcess
 
@@ -94,3 +95,25 @@ def test_unpacked(feed: h5feed.Feed, name: str) -> None:
     stats = dataset.stats(field=name)
     assert stats["nan"] == np.isnan(expected).sum()
     assert stats["min"] == pytest.approx(np.nanmin(expected)) and stats["mean"] == pytest.approx(np.nanmean(expected))
+
+
+def test_unpacked_by_the_client(feed: h5feed.Feed) -> None:
+    """With decode_cf, batches and loops have what xarray makes of the numbers; the server's statistics do not fit."""
+    dataset, names = feed["stored"], list(PACKED)
+    packed = {field["name"]: field["cf"] for field in dataset.info["fields"]}
+    assert packed["double"] == [
+        {"dtype": "float64", "scale_factor": 0.01, "add_offset": 273.15, "missing": [-32767], "unsigned": False}
+    ]
+    assert packed["units"] is None and all(field["cf"] is None for field in feed["unpacked"].info["fields"])
+    for batch in dataset.batches("all", batch_size=16, shuffle=True, fields=[*names, "units"], decode_cf=True):
+        for name, (_, _, unpacked) in PACKED.items():
+            assert batch[name].dtype == unpacked.dtype, name
+            np.testing.assert_array_equal(batch[name], unpacked[batch.rows], name)
+        np.testing.assert_array_equal(batch["units"], STORED[batch.rows].astype("<f4"))
+    for x, y in dataset.loader(batch_size=ROWS, x="double", y="single", decode_cf=True):
+        np.testing.assert_array_equal(x, PACKED["double"][2])
+        np.testing.assert_array_equal(y, PACKED["single"][2])
+    alone = dataset.batch(0, batch_size=ROWS, fields=["double"], decode_cf=True)
+    np.testing.assert_array_equal(alone["double"], PACKED["double"][2])
+    with pytest.raises(BadParameter, match="statistics of the stored numbers"):
+        dataset.loader(x="double", y=[], mean="server", decode_cf=True)

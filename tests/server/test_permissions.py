@@ -164,6 +164,9 @@ class Team:
         if route.method == "POST" and route.path.startswith("/v1/"):
             body = {"json": {"rows": [0, 1]}}
             query = {}
+        if route.path.endswith("/weights"):
+            headers = {**headers, "content-type": "application/octet-stream"}
+            body = {"content": np.ones(40).tobytes()}
         everything = {"accept": ACCEPT[accept], "prefer": "wait=20", **headers}
         self.http.cookies.clear()
         return self.http.request(route.method, path, params=query, headers=everything, **body)

@@ -63,8 +63,10 @@ def described(document: Mapping[str, Any], required: Mapping[str, str]) -> list[
             }
             body: list[str] = []
             for kind in operation.get("requestBody", {}).get("content", {}).values():
-                schema = document["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]]
-                body += schema["properties"]
+                # A body that is no JSON has no parameters.
+                if "$ref" in kind["schema"]:
+                    schema = document["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]]
+                    body += schema["properties"]
             found.append(Operation(method.upper(), path, names["query"], names["header"], body, needed))
     return found
 

@@ -287,7 +287,7 @@ class BatchStream(Response):
         part = part_of(plan, self._window[0], self._part)
         blocks = _blocks(plan, *self._window)
         private = services.is_guarded
-        headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
+        headers = url_headers(*self._url, plan.revisions, "safetensors", private=private, may_pin=plan.is_pinned)
         headers = names_headers(plan.dataset, headers)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)

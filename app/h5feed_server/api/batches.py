@@ -25,17 +25,16 @@ from .binary import (
     query_items,
 )
 from .dependencies import NamePath, ServicesDep, in_thread
-from .problem_responses import DATASET, FIELDS, SPLITS, problems
+from .problem_responses import ORDERS, problems
 from .queries import BatchQuery, OneBatchQuery, PlanQuery, StreamQuery
 from .response_models import Plan, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
-_PLAN_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
-_PROBLEMS = problems(*_PLAN_PROBLEMS, BatchOutOfRange, NotAcceptable)
+_PROBLEMS = problems(*ORDERS, BatchOutOfRange, NotAcceptable)
 
 
-@router.get("/plan", summary="Size of an epoch", **answers(Plan, problems(*_PLAN_PROBLEMS)))
+@router.get("/plan", summary="Size of an epoch", **answers(Plan, problems(*ORDERS)))
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Number of rows and batches, rows of the last batch and bytes per batch: what a client needs before its first
     request.
@@ -53,6 +52,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "note": plan.note,
         "replaces": plan.replaces,
         "where": query.where,
+        "joined": {} if plan.joined is None else plan.joined.about,
         "rows": grid.rows,
         "batch_size": grid.batch_size,
         "batches": grid.batches,
@@ -112,7 +112,7 @@ async def get_batch(
     def work() -> Response:
         plan = plan_of(services, name, query)
         part = part_of(plan, index, query)
-        headers = cache_headers(request, plan.dataset.revision, form)
+        headers = cache_headers(request, plan.revisions, form, may_pin=plan.is_pinned)
         if is_known(request, headers):
             return not_modified(headers)
         texts = {field.name for field in plan.fields if field.is_text}

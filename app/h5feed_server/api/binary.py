@@ -111,17 +111,27 @@ def query_items(request: Request) -> list[str]:
     return [f"{name}={value}" for name, value in request.query_params.multi_items()]
 
 
-def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
-    """ETag and Cache-Control of a response that depends only on its URL and the revision."""
+def cache_headers(request: Request, revision: str, form: Format, *, may_pin: bool = True) -> dict[str, str]:
+    """ETag and Cache-Control of a response that depends only on its URL and the revision; `may_pin` as `url_headers`
+    has it.
+    """
     private = request.app.state.services.is_guarded
-    return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
+    return url_headers(request.scope["path"], query_items(request), revision, form, private=private, may_pin=may_pin)
 
 
-def url_headers(path: str, items: Sequence[str], revision: str, form: str, *, private: bool) -> dict[str, str]:
-    """Same as `cache_headers`, from the path and the items of the query."""
+def url_headers(
+    path: str, items: Sequence[str], revision: str, form: str, *, private: bool, may_pin: bool = True
+) -> dict[str, str]:
+    """Same as `cache_headers`, from the path and the items of the query.
+
+    Parameters
+    ----------
+    may_pin : bool
+        Whether the response never changes if the query has a ``revision``.
+    """
     query = sorted(items)
     digest = hashlib.blake2b(f"{revision} {path}?{'&'.join(query)} {form}".encode(), digest_size=16)
-    pinned = any(item.startswith("revision=") for item in query)
+    pinned = may_pin and any(item.startswith("revision=") for item in query)
     return {
         "etag": f'"{digest.hexdigest()}"',
         "cache-control": f"{'private' if private else 'public'}, max-age=31536000, immutable" if pinned else "no-cache",

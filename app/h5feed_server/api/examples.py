@@ -73,8 +73,10 @@ def _values(dataset: Dataset) -> dict[str, Any]:
         "classes": _named(label),
         "stratify": _named(label) or "none",
         "group": _named(label or _first(scalars)),
+        "offsets": _window(_first([*dataset.chosen(None)])),
         "where": _condition(_first([label] if label in scalars else scalars)),
         "file": dataset.files[0],
+        "join": quote(dataset.name, safe=""),
         "weights": _named(_first(sorted(filter(_is_weight, scalars), key=lambda field: field.role != "weight"))),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -91,6 +93,10 @@ def _is_weight(field: Field) -> bool:
 
 def _condition(field: Field | None) -> str | None:
     return None if field is None else str(Condition(field.name, ">=", (Value("0"),)))
+
+
+def _window(field: Field | None) -> str | None:
+    return None if field is None else f"{_listed(field)}:0,1"
 
 
 def _inputs_first(fields: list[Field]) -> list[Field]:

@@ -28,10 +28,11 @@ TAGS = {
 GROUPS = {
     "What": (
         *("q", "split", "where", "rows", "field", "fields", "encoded", "classes", "kind"),
-        *("file", "path", "depth", "limit", "offset"),
+        *("join", "how", "key", "value", "duplicates", "file", "path", "depth", "limit", "offset"),
     ),
     "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
+    "Windows of rows": ("sequence_length", "sequence_stride", "sampling_rate", "offsets", "ends", "episode"),
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Rows of different lengths": (
@@ -39,7 +40,10 @@ GROUPS = {
     ),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
-    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer", "cache-control"),
+    "Answer": (
+        *("format", "body", "compress", "dtype", "side", "per_class", "channel", "revision"),
+        *("prefer", "cache-control"),
+    ),
 }
 """Headings of the page, and the parameters below each."""
 
@@ -58,6 +62,11 @@ EXAMPLES: dict[str, Any] = {
     "split_shuffle": False,
     "folds": 5,
     "fold": 1,
+    "sequence_length": 2,
+    "sequence_stride": 2,
+    "sampling_rate": 2,
+    "ends": "pad",
+    "episode": "none",
     "shuffle": True,
     "seed": 7,
     "epoch": 1,
@@ -75,6 +84,7 @@ EXAMPLES: dict[str, Any] = {
     "shard": 1,
     "shards": 2,
     "compress": "zstd",
+    "dtype": "float32",
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",

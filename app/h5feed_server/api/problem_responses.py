@@ -20,6 +20,8 @@ MEANINGS: Mapping[type[errors.FeedError], str] = {
     errors.SplitNotFound: "the file stores no such split: ask for one with `test`, `val` or `folds`",
     errors.BatchOutOfRange: "the epoch has fewer batches",
     errors.RowOutOfRange: "the dataset has fewer rows, or the split has none",
+    errors.KeysNotFound: "no row has one of the keys",
+    errors.WeightsUnknown: "the server lacks these weights: give them with `POST …/weights`, and ask again",
     errors.PageNotFound: "no such job: jobs are forgotten after a day",
     errors.NotAcceptable: "the `Accept` header or `format` names no format that is served here",
     errors.RevisionChanged: "the data are not `revision` any more",
@@ -27,9 +29,10 @@ MEANINGS: Mapping[type[errors.FeedError], str] = {
     errors.TooLarge: "the response would exceed a limit; nothing was read",
     errors.HostNotAllowed: "the request used a host name that is not the server's",
     errors.UnsupportedField: "the field cannot be served at all, or not in this way",
+    errors.AmbiguousKey: "several rows have one of the keys: ask for all of them with `duplicates=all`",
     errors.SplitImpossible: "the rows cannot be divided like this",
     errors.Unreadable: "the dataset is listed but cannot be served",
-    errors.TooManyRequests: "too many bytes of posted row lists are in progress: try again",
+    errors.TooManyRequests: "too many bytes of posted bodies are in progress: try again",
     errors.DatasetCorrupt: "stored data are damaged",
     errors.InternalError: "the server failed; its log has the reason under `request_id`",
     errors.SourceUnavailable: "the files cannot be read at the moment: try again",
@@ -61,6 +64,9 @@ FIELDS = (errors.FieldNotFound, errors.UnsupportedField, errors.TooLarge)
 
 SPLITS = (errors.SplitNotFound, errors.SplitImpossible)
 """Of those that divide the rows."""
+
+ORDERS = (*DATASET, *FIELDS, *SPLITS, errors.WeightsUnknown)
+"""Of those that put rows in an order."""
 
 
 def problems(

@@ -32,6 +32,8 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.SplitNotFound: 404,
     errors.BatchOutOfRange: 404,
     errors.RowOutOfRange: 404,
+    errors.KeysNotFound: 404,
+    errors.WeightsUnknown: 404,
     errors.PageNotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
@@ -40,6 +42,7 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.TooLarge: 413,
     errors.HostNotAllowed: 421,
     errors.UnsupportedField: 422,
+    errors.AmbiguousKey: 422,
     errors.SplitImpossible: 422,
     errors.Unreadable: 422,
     errors.TooManyRequests: 429,
@@ -190,7 +193,9 @@ def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
     operation = description["paths"][request.scope["route"].path_format][request.method.lower()]
     query = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
     content = operation.get("requestBody", {}).get("content", {}).values()
-    schemas = [description["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]] for kind in content]
+    # A body that is no JSON has no names.
+    models = [kind["schema"]["$ref"].rpartition("/")[2] for kind in content if "$ref" in kind["schema"]]
+    schemas = [description["components"]["schemas"][model] for model in models]
     return {"query": query, "body": [name for schema in schemas for name in schema["properties"]]}
 
 

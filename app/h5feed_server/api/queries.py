@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from ..splits.order_spec import OrderSpec
 from ..splits.split_spec import FilteredSpec, Share, SplitSpec, Where
@@ -13,6 +13,15 @@ from .binary import Format
 
 _REVISION = "Answer 409 instead of other data than this revision's; makes the answer cacheable for ever."
 _FORMAT = "Instead of an Accept header."
+
+Duplicates = Literal["refuse", "all"]
+_DUPLICATES = (
+    "If several rows have a key: `refuse` the request, so that there is one row for each key, or return `all` of them, "
+    "one after the other."
+)
+
+_MAX_NAMES = 10_000
+"""Names of fields in a body."""
 
 
 class SplitsQuery(FilteredSpec):
@@ -65,6 +74,13 @@ class BatchQuery(PlanQuery):
         return self
 
 
+class WeightsQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["float32", "float64"] = Field("float64", description="Type of the numbers in the body.")
+    revision: str | None = Field(None, description="Answer 409 instead of taking weights for other data.")
+
+
 class OneBatchQuery(BatchQuery):
     from_row: int = Field(
         0,
@@ -94,10 +110,28 @@ class RowsQuery(BaseModel):
     stop: int | None = Field(None, ge=0, le=2**62, description="One past the last row; default: all.", examples=[8])
     step: int = Field(1, ge=1, le=2**62, description="Step between rows.")
     where: Where = ()
+    key: str | None = Field(
+        None,
+        description="Instead of a range: the field that rows are found by, which has one integer or text per row.",
+    )
+    value: tuple[str, ...] = Field(
+        (), description="With `key`: value of the wanted row. Repeat the parameter for several rows, in this order."
+    )
+    duplicates: Duplicates = Field("refuse", description=_DUPLICATES)
     fields: str | None = Field(None, description=OrderSpec.model_fields["fields"].description)
     encoded: str | None = Field(None, description=OrderSpec.model_fields["encoded"].description)
     revision: str | None = Field(None, description=_REVISION)
     format: Format | None = Field(None, description=_FORMAT)
+
+    @model_validator(mode="after")
+    def _asks_in_one_way(self) -> Self:
+        if (self.key is None) != (not self.value):
+            raise ValueError("key and value belong together: key names a field, and value is in the wanted row")
+        if self.key is not None and (self.start, self.stop, self.step, self.where) != (0, None, 1, ()):
+            raise ValueError("key finds rows by their values: leave out start, stop, step and where")
+        if self.key is None and self.duplicates != "refuse":
+            raise ValueError("duplicates needs key")
+        return self
 
 
 class RowsPostQuery(BaseModel):
@@ -108,18 +142,42 @@ class RowsPostQuery(BaseModel):
 
 
 class RowsRequest(BaseModel):
-    """Row ids to return, in this order; duplicates are kept."""
+    """Row ids to return, in this order, or keys to find rows by. Those that are listed twice are returned twice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Of a million ids that are none, the first is named.
-    rows: list[StrictInt] = Field(fail_fast=True, description="Row ids.", examples=[[0, 1, 2]])
-    fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
+    rows: list[StrictInt] | None = Field(
+        None, fail_fast=True, description="Row ids; or else `keys`.", examples=[[0, 1, 2]]
+    )
+    key: str | None = Field(
+        None,
+        description="With `keys`: the field that rows are found by, which has one integer or text per row.",
+        examples=[None],
+    )
+    keys: list[StrictInt | StrictStr] | None = Field(
+        None, fail_fast=True, description="Values of this field, each of which one row has.", examples=[None]
+    )
+    duplicates: Duplicates = Field("refuse", description=_DUPLICATES, examples=["refuse"])
+    fields: list[str] | None = Field(
+        None, max_length=_MAX_NAMES, description="Field names; default: inputs and labels.", examples=[None]
+    )
     encoded: list[str] | None = Field(
         None,
+        max_length=_MAX_NAMES,
         description="Fields stored as JPEG or PNG to return undecoded, as the bytes of the image files.",
         examples=[None],
     )
+
+    @model_validator(mode="after")
+    def _asks_in_one_way(self) -> Self:
+        if (self.rows is None) == (self.keys is None):
+            raise ValueError("give either rows, a list of row ids, or keys and the key that they are values of")
+        if (self.key is None) != (self.keys is None):
+            raise ValueError("key and keys belong together: key names a field, and keys are values of it")
+        if self.keys is None and self.duplicates != "refuse":
+            raise ValueError("duplicates needs keys")
+        return self
 
 
 class CatalogQuery(BaseModel):

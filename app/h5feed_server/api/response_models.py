@@ -68,6 +68,17 @@ class DatasetSummary(_Answer):
     fields: list[FieldSummary]
 
 
+class WeightsKept(_Answer):
+    """An array of weights that the server keeps."""
+
+    dataset: str
+    weights: str = Field(description="Value of the parameter `weights` that draws rows by this array.")
+    digest: str = Field(description="Digest of type and values.")
+    dtype: str
+    rows: int
+    expires_in: float = Field(description="Seconds after its last use until the array is forgotten.")
+
+
 class Catalogue(_Answer):
     datasets: list[DatasetSummary]
     total: int = Field(description="Number of datasets on all pages.")
@@ -86,10 +97,32 @@ class Decoded(_Answer):
     model_config = ConfigDict(extra="allow")
 
 
+class Sparse(_Answer):
+    """How sparse rows are sent: as `NAME.data`, `NAME.indices` and `NAME.indptr`, like scipy's `csr_matrix`."""
+
+    format: Literal["csr"]
+    index_dtype: str = Field(description="dtype of `NAME.indices`.")
+    stored_values: int = Field(description="Number of values that are stored, of all rows together.")
+
+
+class Packed(_Answer):
+    """How numbers are packed by the CF conventions: ``stored * scale_factor + add_offset``, and NaN where missing."""
+
+    dtype: str = Field(description="dtype of the unpacked numbers, chosen like xarray does.")
+    scale_factor: float | None
+    add_offset: float | None
+    missing: list[int | float] = Field(description="Stored numbers that stand for missing values.")
+    unsigned: bool = Field(description="The stored integers are to be interpreted as unsigned.")
+
+
 class FieldDescription(FieldSummary):
     role_reason: str | None = Field(description="How the role was determined.")
     channels: str | None = Field(description="Channel order of images: `rgb`, `bgr`, `grey` …")
     ragged: bool = Field(description="Rows have different lengths.")
+    sparse: Sparse | None = Field(description="Of a sparse matrix; null if rows are not sparse.")
+    cf: list[Packed] | None = Field(
+        description="Each way in which its pieces are packed; null if they are not, or are served unpacked."
+    )
     rows: int
     note: str | None
     stored_dtype: str
@@ -205,6 +238,7 @@ class Plan(_Answer):
     note: str | None
     replaces: _Replaced
     where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
+    joined: dict[str, str] = Field(description="Revision of each joined dataset, by its name.")
     rows: int = Field(description="Rows of one epoch.")
     batch_size: int
     batches: int

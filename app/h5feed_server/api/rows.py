@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, NotAcceptable, RowOutOfRange, TooManyRequests
+from h5feed.errors import AmbiguousKey, BadParameter, KeysNotFound, NotAcceptable, RowOutOfRange, TooManyRequests
 from h5feed.stored.no_store import keep_nothing
 
 from ..catalog.dataset import Dataset
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
-_PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, NotAcceptable)
+_PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, KeysNotFound, AmbiguousKey, NotAcceptable)
 
 CacheControl = Annotated[
     str | None,
@@ -47,7 +47,9 @@ async def get_rows(
     prefer: Prefer = None,
     cache_control: CacheControl = None,
 ) -> Response:
-    """Rows `start`, `start`+`step` … below `stop`: of all rows, or of those that meet `where`."""
+    """Rows `start`, `start`+`step` … below `stop`: of all rows, or of those that meet `where`. Or the rows in which the
+    field `key` has each `value`.
+    """
     form = negotiate(request, query.format, _FORMATS)
 
     def work() -> Response:
@@ -55,6 +57,12 @@ async def get_rows(
         headers = cache_headers(request, dataset.revision, form)
         if is_known(request, headers):
             return not_modified(headers)
+        _heed(cache_control, services)
+        if query.key is not None:
+            services.batcher.check_count(len(query.value))
+            several, limit = query.duplicates == "all", services.settings.max_rows
+            wanted = services.keys.rows(dataset, query.key, query.value, several=several, limit=limit)
+            return _answer(request, services, dataset, wanted, query, form, headers)
         kept = services.batcher.split_jobs.rows(dataset, "all", FilteredSpec(where=query.where))
         count = dataset.rows if kept is None else len(kept)
         stop = count if query.stop is None else query.stop
@@ -68,11 +76,11 @@ async def get_rows(
             wanted = np.arange(query.start, stop, query.step)
         else:
             wanted = kept[query.start : stop : query.step].astype(np.int64)
-        _heed(cache_control, services)
         return _answer(request, services, dataset, wanted, query, form, headers)
 
-    # Only a filter takes long.
-    return await (at_hand(services, work, prefer) if query.where else in_thread(services, work))
+    # Only a filter or an index takes long.
+    is_long = query.where or query.key is not None
+    return await (at_hand(services, work, prefer) if is_long else in_thread(services, work))
 
 
 @router.post(
@@ -90,15 +98,22 @@ async def post_rows(
     wanted: RowsPosted,
     cache_control: CacheControl = None,
 ) -> Response:
-    """Rows in the order asked; duplicates are kept. This is a POST because long lists do not fit into a URL."""
+    """Rows in the order asked, by their ids or by the values of a field; duplicates are kept. This is a POST because
+    long lists do not fit into a URL.
+    """
     form = negotiate(request, query.format, _FORMATS)
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        services.batcher.check_count(len(wanted.rows))
-        dataset.check_rows(wanted.rows)
-        rows = np.array(wanted.rows, np.int64)
         _heed(cache_control, services)
+        listed = wanted.rows if wanted.rows is not None else wanted.keys or []
+        services.batcher.check_count(len(listed))
+        if wanted.key is not None:
+            several, limit = wanted.duplicates == "all", services.settings.max_rows
+            rows = services.keys.rows(dataset, wanted.key, listed, several=several, limit=limit)
+        else:
+            dataset.check_rows(wanted.rows or [])
+            rows = np.array(wanted.rows, np.int64)
         return _answer(request, services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 
     return await in_thread(services, work)

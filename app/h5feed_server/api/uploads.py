@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from h5feed.errors import BadParameter, TooLarge, TooManyRequests
+from h5feed.errors import BadParameter, FeedError, TooLarge, TooManyRequests
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -21,7 +22,10 @@ MAX_HELD_BYTES = 64 << 20
 """Bytes of posted bodies that are held while they come, per worker."""
 
 _MAX_NAMES = 10_000
-"""Strings in one body: keys, fields."""
+"""Members of objects in one body, and names in its lists of fields."""
+
+_MEMBER = re.compile(rb'"\s*:')
+"""Behind the name of a member of an object."""
 
 _MAX_DIGITS = 24
 """Characters that a row id takes at most."""
@@ -43,9 +47,9 @@ class Uploads:
         self._held: dict[str, int] = {}
 
     @contextmanager
-    def of(self, caller: str) -> Iterator[_Upload]:
+    def of(self, caller: str) -> Iterator[Upload]:
         """One body of this caller's."""
-        upload = _Upload(self, caller)
+        upload = Upload(self, caller)
         try:
             yield upload
         finally:
@@ -57,7 +61,7 @@ class Uploads:
         # Alone up to all of it; beyond, who holds more than a share has to wait.
         if nbytes > 0 and sum(self._held.values()) + nbytes > self._max_bytes < held * (others + 1):
             raise TooManyRequests(
-                f"{self._max_bytes} bytes of posted lists are under way already; try again in a moment", retry_after=1
+                f"{self._max_bytes} bytes of posted bodies are under way already; try again in a moment", retry_after=1
             )
         if held:
             self._held[caller] = held
@@ -65,7 +69,9 @@ class Uploads:
             self._held.pop(caller, None)
 
 
-class _Upload:
+class Upload:
+    """Bytes of one body."""
+
     def __init__(self, uploads: Uploads, caller: str) -> None:
         self._uploads = uploads
         self._caller = caller
@@ -81,10 +87,39 @@ def longest_body(max_rows: int) -> int:
     return _MAX_DIGITS * max_rows + (1 << 16)
 
 
-async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
+def check_content_type(request: Request, wanted: str) -> None:
+    """Refuse a body of another kind.
+
+    Raises
+    ------
+    BadParameter
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadParameter(f"Content-Type: {kind[:100] or 'none'}: send application/json")
+    if kind != wanted:
+        raise BadParameter(f"Content-Type: {kind[:100] or 'none'}: send {wanted}")
+
+
+async def pieces_of(request: Request, upload: Upload, longest: int, too_long: FeedError) -> AsyncIterator[bytes]:
+    """The body of a request as it comes, of at most `longest` bytes.
+
+    Raises
+    ------
+    FeedError
+        `too_long`, or the body did not arrive.
+    """
+    try:
+        async for piece in request.stream():
+            if upload.nbytes + len(piece) > longest:
+                raise too_long
+            upload.add(len(piece))
+            yield piece
+    except ClientDisconnect:
+        # An answer for nobody.
+        raise BadParameter("the request body did not arrive in time") from None
+
+
+async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
+    check_content_type(request, "application/json")
     longest = longest_body(services.settings.max_rows)
     too_long = TooLarge(
         f"the request body is longer than {longest} bytes, which hold as many rows as a request may have"
@@ -94,15 +129,8 @@ async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
     uploads: Uploads = request.app.state.uploads
     with uploads.of(CALLER.get()) as upload:
         body = bytearray()
-        try:
-            async for piece in request.stream():
-                if len(body) + len(piece) > longest:
-                    raise too_long
-                upload.add(len(piece))
-                body += piece
-        except ClientDisconnect:
-            # An answer for nobody.
-            raise BadParameter("the request body did not arrive in time") from None
+        async for piece in pieces_of(request, upload, longest, too_long):
+            body += piece
         return await in_thread(services, partial(_parsed, body, services.settings.max_rows))
 
 
@@ -112,8 +140,8 @@ RowsPosted = Annotated[RowsRequest, Depends(_rows_posted)]
 
 def _parsed(body: bytearray, max_rows: int) -> RowsRequest:
     # Counted first: what is none of ours may be a million things, each an object and an error.
-    if body.count(b'"') > 2 * _MAX_NAMES:
-        raise TooLarge(f"the body holds more than {_MAX_NAMES} names")
+    if sum(1 for _ in _MEMBER.finditer(body)) > _MAX_NAMES or body.count(b'"') > 2 * (max_rows + _MAX_NAMES):
+        raise TooLarge(f"the body holds more than {_MAX_NAMES} names, or {max_rows} keys")
     if body.count(b",") > max_rows + _MAX_NAMES:
         raise TooLarge(f"the body lists more rows than the limit of {max_rows} per response")
     try:

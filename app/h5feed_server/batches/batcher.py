@@ -6,6 +6,7 @@ of the split → their order → rows of every field, in a recycled buffer.
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
+from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
@@ -25,6 +27,7 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Jobs
+from ..keys.partners import Partners
 from ..row_bits import RowSet
 from ..settings import Settings
 from ..sharing.slots import Slots
@@ -38,10 +41,12 @@ from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
 from .cutting import Cut, Spans
+from .joins import Joined
 from .order import Order
 from .ragged import RaggedRows
-from .sampled import MASK, SampledField, each_row
+from .sampled import SampledField, each_row
 from .upcoming import Looked, Upcoming
+from .windows import windows_of
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -107,6 +112,8 @@ class BatchPlan:
     """See `Splits`."""
     cuts: Mapping[str, Cut] = dataclass_field(default_factory=dict)
     """Fields whose longer rows are cut."""
+    joined: Joined | None = None
+    """The datasets that are joined; None if none are."""
     key: object = dataclass_field(default_factory=object)
     """Identifies this plan in the cache of orders. Comparing the whole spec for every batch would be slower."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
@@ -368,7 +375,18 @@ class BatchPlan:
     @property
     def about(self) -> dict[str, str]:
         """Metadata of the bodies."""
-        return {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
+        about = {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
+        return about if self.joined is None else {**about, "joined": json.dumps(self.joined.about)}
+
+    @property
+    def revisions(self) -> str:
+        """The revisions of all datasets that the bodies depend on."""
+        return self.dataset.revision if self.joined is None else self.joined.revisions
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the request names the revisions of the datasets that are joined."""
+        return self.joined is None or self.joined.is_pinned
 
     def _body(self, rows: int) -> Body:
         extra = []
@@ -396,10 +414,21 @@ class Batcher:
         Stores splits.
     jobs : Jobs
         Runs long computations of splits.
+    partners : Partners
+        Joins datasets by key.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder, jobs: Jobs) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        reader: Reader,
+        folder: CacheFolder,
+        jobs: Jobs,
+        partners: Partners,
+    ) -> None:
         self._settings = settings
+        self._partners = partners
         self._catalog = catalog
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
@@ -416,13 +445,14 @@ class Batcher:
         self._plans.drop_old(seconds)
         self.splitter.drop_old(seconds)
         self._ragged.drop_old(seconds)
+        self._partners.drop_old(seconds)
         self.reader.drop_old(seconds)
 
     def cache_usage(self) -> dict[str, CacheUsage]:
         """Of all caches of this worker that are bounded by a setting, by name."""
         splits = CacheUsage(*map(sum, zip(self.splitter.cache_usage(), self._ragged.cache_usage(), strict=True)))
         own = {"orders": self._orders.usage, "plans": self._plans.usage, "splits": splits}
-        return {**self.reader.cache_usage(), **own}
+        return {**self.reader.cache_usage(), **own, "joins": self._partners.usage}
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
         """The plan of an order, from the cache or new.
@@ -435,14 +465,20 @@ class Batcher:
             A job computes the rows of the split, or reads the classes to balance.
         """
         dataset = self._catalog.dataset(name, revision)
-        key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size)
-        return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
+        # Looked up for each request: this caller may not see them, and they may have changed.
+        joined = Joined.of(self._catalog, self._partners, dataset, spec)
+        key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
+        return self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
 
-    def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
-        fields = each_row(dataset.chosen(spec.fields, spec.encoded))
+    def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
+        dataset = joined.dataset
+        if spec.has_windows:
+            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
+        else:
+            fields = joined.fields(spec.fields, spec.encoded)
 
         def split_rows() -> RowSet | None:
-            return self.splitter.rows(dataset, spec.split, spec)
+            return joined.select(spec, self.splitter.samples(dataset, spec))
 
         about: dict[str, Any] = {}
         if spec.split != "all":
@@ -451,13 +487,21 @@ class Batcher:
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
-        listed = self.split_jobs.rows(dataset, spec.split, spec)
+        joined.check()
+        listed = joined.select(spec, self.split_jobs.samples(dataset, spec))
+        joined.check_complete(listed, spec.limit)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
         resampled = None
         if spec.draws:
-            resampled = partial(self.splitter.resampled, dataset, spec)
+            resampled = partial(
+                self.splitter.resampled,
+                dataset,
+                spec,
+                partial(joined.select, spec) if joined.inner else None,
+                (spec.join, joined.key) if joined.inner else None,
+            )
             # Report errors now, not in the middle of an epoch.
             resampled()
             if spec.epoch_rows is not None and not rows:
@@ -481,6 +525,7 @@ class Batcher:
         order_of = split_rows if packed is None else lambda: None
         order = Order(spec, order_of, grid, dataset.block_rows, resampled, bucketed, packed)
         limit = self._settings.max_body_bytes
+        about["joined"] = joined if joined.others else None
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
         )
@@ -568,6 +613,7 @@ class Batcher:
         self.check_count(samples)
         for field in fields:
             rows = samples * field.rows_per_sample
+            self.check_count(rows)
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(
@@ -742,7 +788,7 @@ def read_fields(
             field.read(reader, rows, out)
             continue
         items, offsets, skipped = lists[field.name]
-        tensors[field.name + OFFSETS][...] = offsets
+        tensors[field.offsets_name][...] = offsets
         if items is None:
             reader.read_lists(field.column, field.flat_rows(rows), offsets, out, skipped)
         else:
@@ -785,11 +831,15 @@ def body_of(
         A field has a reserved name.
     """
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
+    shared: set[str] = set()
     for field in fields:
         if field.is_ragged:
             dtype = np.dtype("|u1") if field.is_text else field.dtype
             tensors.append(Tensor(field.name, dtype, (lengths[field.name],)))
-            tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows * field.rows_per_sample + 1,)))
+            # Values and column indices of sparse rows share them.
+            if field.field.offsets is None or field.field.offsets not in shared:
+                tensors.append(Tensor(field.offsets_name, np.dtype("<i8"), (rows * field.rows_per_sample + 1,)))
+                shared.add(field.offsets_name)
         else:
             shape = (rows, *field.sample_shape)
             tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))

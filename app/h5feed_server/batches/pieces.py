@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
+from h5feed.offsets import MASK
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout, ChunkTable
 from h5feed.stored.local_file import FileSource, LocalFile
@@ -35,6 +36,9 @@ from .sampled import SampledField
 SMALL_ROW_BYTES = 4096
 """Clients do not read rows up to this size from files: reading each one would take longer than receiving it, and the
 server has most of them in memory."""
+
+_MOST_PLACES = 1 << 22
+"""Maximum number of rows of a field to describe at once: each takes 8 bytes, however small it is."""
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -85,6 +89,14 @@ class PiecesPlan:
         return self.plan.dataset
 
     @property
+    def revisions(self) -> str:
+        return self.plan.revisions
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.plan.is_pinned
+
+    @property
     def full(self) -> Body:
         """Body of an ordinary batch."""
         return self.plan.full
@@ -133,6 +145,8 @@ class PiecesPlan:
         placed[ROWS][...] = rows
         if plan.padded:
             placed[WEIGHT][...] = real
+        for field in self._masked(pieces):
+            field.put_mask(rows, placed[field.name + MASK])
         for name, table in tables.items():
             placed[name][...] = table
         read_fields(plan.reader, self._whole(pieces), rows, lists, placed)
@@ -144,6 +158,10 @@ class PiecesPlan:
         """Fields that come as ordinary tensors."""
         return [field for field in self.plan.fields if field.name not in pieces.fields]
 
+    def _masked(self, pieces: Pieces) -> list[SampledField]:
+        """Fields that come as pieces and have a mask, which is an ordinary tensor."""
+        return [field for field in self.plan.fields if field.name in pieces.fields and field.has_mask]
+
     def _body(self, pieces: Pieces, rows: int, nbytes: int, lists: Lists) -> tuple[Body, Mapping[str, Int64s]]:
         """The layout of a body with this many bytes of pieces, and its tables."""
         plan = self.plan
@@ -153,6 +171,7 @@ class PiecesPlan:
             raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
         extra = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if plan.padded else []
         extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
+        extra += [Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)) for field in self._masked(pieces)]
         if nbytes:
             extra.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
         return body_of(plan.dataset, whole, rows, {**plan.about, "pieces": about}, extra, lengths_of(lists)), tables
@@ -204,12 +223,13 @@ class PiecesPlan:
         ------
         _Undescribed
         """
-        if field.row_map is not None:
-            raise _Undescribed("the rows of a sample are others than its own")
         column = field.column
+        if len(rows) * field.rows_per_sample > _MOST_PLACES:
+            raise _Undescribed(f"more than {_MOST_PLACES:,} rows at once")
         if column.is_ragged or column.images is not None:
             raise _Undescribed("rows differ in length" if column.is_ragged else "images that the server decodes")
-        touched = list(column.divide(rows))
+        own = field.flat_rows(rows)
+        touched = list(column.divide(own))
         for segment, _, _ in touched:
             _check_described(segment)
         names = self._names(touched) if self.named else None
@@ -219,7 +239,7 @@ class PiecesPlan:
             raise _Undescribed("chunks hold several rows, and the server decodes each chunk once for several batches")
         described = [_reduced(segment, local) for segment, _, local in touched]
         if names is None:
-            described = _in_the_body(described, len(rows) * column.row_bytes, sent)
+            described = _in_the_body(described, len(own) * column.row_bytes, sent)
         segments: list[tuple[Segment, int | None]] = []
         for number, segment in enumerate(described):
             file = None
@@ -227,7 +247,8 @@ class PiecesPlan:
                 name = names[number]
                 file, _ = files.setdefault(name, (len(files), NamedFile(name, segment.file.identity)))
             segments.append((segment, file))
-        return FieldPieces(segments, None if len(column.segments) == 1 else _renumbered(touched, rows))
+        as_samples = field.row_map is None and len(column.segments) == 1
+        return FieldPieces(segments, None if as_samples else _renumbered(touched, own))
 
     def _is_decoded_again(self, column: Column, touched: list[tuple[Segment, Int64s | None, Int64s]]) -> bool:
         """Whether a client would decode the same chunks for many batches: the order spreads the rows of each over all

@@ -8,7 +8,7 @@ import numpy as np
 from h5feed.errors import BadParameter
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
 
-from ..catalog.dataset import Dataset, Field, names_of
+from ..catalog.dataset import Dataset, Field, names_in
 from ..settings import Settings
 from ..splits.bucketing import Bucketed, window_of
 from ..splits.order_spec import OrderSpec
@@ -55,7 +55,7 @@ class RaggedRows:
         """
         if spec.pad is None or spec.max_length is None:
             return {}
-        names, numbers = names_of(spec.pad), [int(number) for number in spec.max_length.split(",")]
+        names, numbers = names_in(spec.pad), [int(number) for number in spec.max_length.split(",")]
         if len(numbers) not in (1, len(names)):
             raise BadParameter(
                 f"max_length={spec.max_length}: one number, or one for each of the {len(names)} fields of pad"
@@ -113,7 +113,7 @@ class RaggedRows:
         for field in fields:
             if field.row_map is not None:
                 raise BadParameter(f"pack={spec.pack}: {field.name!r} has other rows than those of the sample")
-            if not field.is_ragged:
+            if not field.is_ragged or field.field.is_sparse:
                 raise BadParameter(
                     f"pack={spec.pack}: {field.name!r} has one value per row, but a packed row has several rows: name "
                     f"lists or text with fields= (x= and y= of a loop), such as {by.name!r}"

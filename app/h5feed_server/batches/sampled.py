@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.errors import BadParameter
 from h5feed.stored.column import Column
 
 from ..catalog.dataset import Field
@@ -20,9 +21,6 @@ from ..storage.reader import Reader
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-MASK = ".mask"
-"""Suffix of the bool tensor that says which rows of a sample are real."""
 
 
 _WORTH_TAKING = 0.8
@@ -63,6 +61,10 @@ class SampledField:
     field: Field
     row_map: RowMap | None = None
 
+    def __post_init__(self) -> None:
+        if self.field.is_sparse:
+            raise BadParameter(f"samples cannot be made of rows of {self.field.name!r}, which are sparse")
+
     @property
     def name(self) -> str:
         return self.field.name
@@ -102,6 +104,11 @@ class SampledField:
         return self.field.is_ragged
 
     @property
+    def offsets_name(self) -> str:
+        """Name of the tensor with its offsets, if it is ragged."""
+        return self.field.offsets_name
+
+    @property
     def has_mask(self) -> bool:
         return self.row_map is not None and self.row_map.mask is not None
 
@@ -112,7 +119,7 @@ class SampledField:
         return self.row_map.rows(samples.reshape(-1)).reshape(*samples.shape, *self.extra)
 
     def flat_rows(self, samples: Int64s) -> Int64s:
-        """Row ids of the field, (k * rows_per_sample,), for sample ids, (k,)."""
+        """Row ids of the field, (k * rows_per_sample,), which may repeat, for sample ids, (k,)."""
         return samples if self.row_map is None else self.row_map.rows(samples).reshape(-1)
 
     def read(self, reader: Reader, samples: Int64s, out: npt.NDArray[Any]) -> None:
@@ -146,5 +153,5 @@ class SampledField:
 
 
 def each_row(fields: Sequence[Field]) -> tuple[SampledField, ...]:
-    """Fields of which a sample is the row of the same number."""
-    return tuple(SampledField(field) for field in fields)
+    """Fields of which a sample is the row of the same number; sparse ones as their parts."""
+    return tuple(SampledField(part) for field in fields for part in field.parts)

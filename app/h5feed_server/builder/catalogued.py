@@ -238,6 +238,11 @@ class CataloguedSource:
                 f"its texts have up to {texts.longest:,} bytes, which is too much for so many rows"
             )
             return None
+        if field.is_sparse:
+            self.left_out[f"field {field.name}"] = (
+                "its rows are sparse, which a build does not write: serve the file as it is, or store a dense matrix"
+            )
+            return None
         if field.column.encoded.has_lists:
             return Lists(field, reader, self._rows)
         return Numbers(field, reader)

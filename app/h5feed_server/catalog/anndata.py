@@ -84,9 +84,7 @@ def observations(
             segment = _coded(segment, names, read)
         about = segment.about or About()
         if top in _ASIDE:
-            segment = replace(
-                segment, array=refused(segment.array, segment.array.unreadable or _ASIDE[top]), about=None
-            )
+            segment = Segment(segment.source, refused(segment.array, segment.array.unreadable or _ASIDE[top]))
         elif top in _ROWS:
             role, reason = ("input", "the matrix X of AnnData") if top == "X" else ("other", _ROWS[top])
             if top == "obs" and rest in (index, "_index"):

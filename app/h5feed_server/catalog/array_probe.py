@@ -56,29 +56,29 @@ class ArrayProbe:
         """Combine flat arrays of items with their arrays of offsets, in place. Invalid pairs become unreadable."""
         for path, segment in list(segments.items()):
             offsets = segments.get(path + OFFSETS)
-            if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
+            if offsets is None or not is_flat(segment) or not are_offsets(offsets):
                 continue
-            if np.dtype(offsets.array.dtype).kind not in "iu" or not offsets.rows:
-                continue
-            if offsets.array.nbytes > MAX_OFFSETS_BYTES:
-                reason = (
-                    f"its offsets have {offsets.array.nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are read"
-                )
-                segments[path] = Segment(segment.source, unreadable_array(path, reason))
-                continue
+            segments[path] = self.paired(segment, offsets)
+            if segments[path].offsets is not None:
+                del segments[path + OFFSETS]
+
+    def paired(self, items: Segment, offsets: Segment) -> Segment:
+        """A flat array of items as lists, divided by an array of offsets; unreadable if that does not divide it."""
+        if offsets.array.nbytes > MAX_OFFSETS_BYTES:
+            reason = f"its offsets have {offsets.array.nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are read"
+        else:
             try:
-                values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
+                stored = self._reader.read_all(Column((offsets,)))
             except TRANSIENT_ERRORS:
                 raise
             except FeedError as error:
-                segments[path] = Segment(segment.source, unreadable_array(path, f"its offsets: {error.detail}"))
-                continue
-            if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
-                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, its number of items"
-                segments[path] = Segment(segment.source, unreadable_array(path, reason))
-                continue
-            segments[path] = replace(segment, offsets=values)
-            del segments[path + OFFSETS]
+                reason = f"its offsets: {error.detail}"
+            else:
+                values = stored.astype(np.int64, copy=False)
+                if values[0] == 0 and values[-1] == items.array.rows and (values[1:] >= values[:-1]).all():
+                    return replace(items, offsets=values)
+                reason = f"its offsets do not ascend from 0 to {items.array.rows}, its number of items"
+        return Segment(items.source, unreadable_array(items.array.path, reason))
 
     def values(self, segment: Segment) -> npt.NDArray[Any]:
         """All values of an array of names; empty if there are too many or they cannot be read."""
@@ -135,7 +135,12 @@ def unreadable_array(path: str, reason: str) -> ArrayLayout:
     return ArrayLayout(path, (), "|u1", unreadable=reason)
 
 
-def _is_flat(segment: Segment) -> bool:
+def are_offsets(segment: Segment) -> bool:
+    """Whether an array may divide another one into lists: flat, of integers, and not empty."""
+    return is_flat(segment) and np.dtype(segment.array.dtype).kind in "iu" and segment.rows > 0
+
+
+def is_flat(segment: Segment) -> bool:
     """Whether an array is a one-dimensional array of numbers that this process reads without h5py."""
     array = segment.array
     if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:

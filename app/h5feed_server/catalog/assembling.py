@@ -234,6 +234,7 @@ class Assembler:
             identity=origin.identities,
             notes=(*origin.notes, *table.notes, *notes),
             split_record=record,
+            has_named_pieces=any(name for name, _ in table.episodes),
             card=card_of(declared.card if declared is not None else Card(), origin.attributes[0]),
         )
 

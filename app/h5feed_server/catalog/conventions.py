@@ -14,10 +14,10 @@ from h5feed.stored.layout import FileLayout
 from .anndata import categorical, is_anndata, observations
 from .netcdf import with_coordinates
 from .pandas_frames import Read, as_frames
-from .sparse import without_sparse
+from .sparse import Paired, with_sparse
 
 
-def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
+def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, paired: Paired) -> dict[str, Segment]:
     """The arrays of a file under the paths to use as names.
 
     Parameters
@@ -27,9 +27,11 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read) ->
         All arrays of the file, by path.
     read : callable
         Returns all values of a short array.
+    paired : callable
+        Divides an array of items into lists, by an array of offsets.
     """
     groups = {"": layout.attributes, **layout.groups}
-    fields = without_sparse(groups, segments)
+    fields = with_sparse(groups, segments, read, paired)
     fields = as_frames(groups, fields, read)
     fields = categorical(groups, fields, read)
     if is_anndata(layout.attributes, fields):

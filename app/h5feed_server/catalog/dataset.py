@@ -11,13 +11,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.stored.codecs import unsupported
 from h5feed.stored.column import About, Column, Segment
 from h5feed.stored.layout import ArrayLayout
 from h5feed.suggestions import no_field
-from h5feed.wire import OFFSETS, ROWS, WEIGHT
+from h5feed.wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT
 
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
@@ -41,6 +42,8 @@ class Field:
     note: str | None = None
     class_names: tuple[str, ...] | None = None
     """Names of the classes that its numbers stand for."""
+    offsets: str | None = None
+    """Name of the tensor of its offsets, if that is not its own name and `OFFSETS`."""
 
     @property
     def array(self) -> ArrayLayout:
@@ -72,6 +75,28 @@ class Field:
         return self.column.is_ragged
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether its rows are sparse. They are sent as two ragged fields, see `parts`."""
+        return self.column.indices is not None
+
+    @property
+    def offsets_name(self) -> str:
+        """Name of the tensor with its offsets, if it is ragged."""
+        return self.offsets or self.name + OFFSETS
+
+    @cached_property
+    def parts(self) -> tuple[Field, ...]:
+        """The fields that are sent for it: itself, or values and column indices with the same offsets."""
+        indices = self.column.indices
+        if indices is None:
+            return (self,)
+        offsets = self.name + INDPTR
+        return (
+            replace(self, name=self.name + DATA, column=self.column.stored_values, offsets=offsets),
+            replace(self, name=self.name + INDICES, column=indices, offsets=offsets),
+        )
+
+    @property
     def type_name(self) -> str:
         """Name of the item type: NumPy's name, ``string`` or ``bfloat16``."""
         return "string" if self.is_text else "bfloat16" if self.column.is_bfloat16 else self.dtype.name
@@ -88,8 +113,12 @@ class Field:
 
     @property
     def block_rows(self) -> int:
-        """Number of rows that are decoded together."""
+        """Number of rows that are decoded together; about that of sparse rows."""
         array = self.array
+        if self.is_sparse:
+            values = sum(segment.array.rows for segment in self.column.segments)
+            in_chunk = array.chunk_shape[0] if array.chunk_shape and array.filters else 0
+            return max(1, in_chunk * self.column.rows // max(1, values))
         # A chunk of a list field holds items, not a fixed number of rows.
         in_chunks = array.chunk_shape and array.filters and self.column.segments[0].offsets is None
         return array.chunk_shape[0] if in_chunks and array.chunk_shape else 1
@@ -101,7 +130,9 @@ class Field:
         if array.chunk_shape is None or not array.row_bytes:
             return 1.0
         if self.column.segments[0].offsets is not None:
-            return max(1.0, array.chunk_shape[0] * self.column.rows / max(1, self.column.stored_nbytes))
+            # Of unfiltered chunks, only the items are read.
+            chunk_bytes = array.chunk_shape[0] * array.row_bytes if array.filters else 0
+            return max(1.0, chunk_bytes * self.column.rows / max(1, self.column.stored_nbytes))
         height, *widths = array.chunk_shape
         samples = array.cells * math.prod(widths) / math.prod(array.sample_shape)
         return samples * (height if array.filters else 1) * array.row_bytes / self.array.row_bytes
@@ -131,6 +162,8 @@ class Dataset:
     """How the stored splits were drawn, if the files have a record of it."""
     card: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Title, description, licence and source, as far as they are known."""
+    has_named_pieces: bool = False
+    """Whether its rows are in groups with the same members, one after the other."""
     variants: dict[str, Dataset] = dataclass_field(default_factory=dict, compare=False, repr=False)
     """The same dataset under other names, which share this dictionary."""
 
@@ -148,11 +181,31 @@ class Dataset:
         return self if self.revision == self.names.content else self.called(self.names.current)
 
     @cached_property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """First row of each piece that the dataset is made of, and the number of rows, (pieces + 1,) int64.
+
+        Pieces that are one row each, such as files of one image, count as one piece.
+        """
+        whole = np.array([0, self.rows], np.int64)
+        readable = [field.column for field in self.fields if not field.unreadable]
+        if not readable:
+            return whole
+        # Single values and names are stored as one segment for all pieces.
+        bounds = max((column.bounds for column in readable), key=len)
+        return whole if len(bounds) == self.rows + 1 else bounds
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether its pieces are episodes: groups with the same members, such as the demonstrations of a robot."""
+        return self.has_named_pieces and len(self.bounds) > 2
+
+    @cached_property
     def stored_bytes(self) -> int:
         """Bytes of the arrays of all readable fields in their files, as they are stored there."""
         arrays = {}
         for field in self.fields:
-            for segment in () if field.unreadable else field.column.segments:
+            parts = () if field.unreadable else field.parts
+            for segment in (segment for part in parts for segment in part.column.segments):
                 array, path = segment.array, segment.array.path
                 # The members of records are in one array, and have its size each.
                 is_member = array.record is not None or array.member is not None
@@ -208,11 +261,11 @@ class Dataset:
             A field of `encoded` does not hold image files, or is not among the chosen fields.
         """
         if names is None:
-            readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
+            readable = [f for f in self.fields if not f.unreadable and (f.is_sparse or not f.is_ragged)]
             fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
-            fields = tuple({name: self.field(name) for name in names_of(names)}.values())
-        stored, names_of_all = names_of(encoded or ()), {field.name for field in fields}
+            fields = tuple({name: self.field(name) for name in names_in(names)}.values())
+        stored, names_of_all = names_in(encoded or ()), {field.name for field in fields}
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
@@ -238,8 +291,8 @@ def state_of(dataset: Dataset) -> dict[str, Any]:
     return {"dataset": dataset.name, "revision": dataset.names.current}
 
 
-def names_of(names: str | Sequence[str]) -> Sequence[str]:
-    """Field names from a comma-separated, percent-encoded list, or as they are."""
+def names_in(names: str | Sequence[str]) -> Sequence[str]:
+    """Field names, from a comma-separated, percent-encoded list, or as they are."""
     return [unquote(name) for name in names.split(",") if name] if isinstance(names, str) else names
 
 
@@ -289,7 +342,8 @@ def describe_fields(
     declared = roles or {}
     fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
     lists = {field.name for field in fields if not field.unreadable and field.column.encoded.is_ragged}
-    problems = [_problem(field) or _unaskable(field.name, lists) for field in fields]
+    sparse = {field.name for field in fields if not field.unreadable and field.column.indices is not None}
+    problems = [_problem(field) or _unaskable(field.name, lists, sparse) for field in fields]
     guessed = guess_roles(
         [_traits(field, problem, declared.get(field.name)) for field, problem in zip(fields, problems, strict=True)],
         lambda number: holds_classes(fields[number].column),
@@ -322,7 +376,7 @@ def describe_fields(
 
 def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:
     column = field.column
-    has_lists = column.has_lists and column.dtype.kind != "S"
+    has_lists = column.has_lists and column.dtype.kind != "S" and column.indices is None
     about = column.segments[0].about or About()
     said = {_said_role(segment.array) for segment in column.segments}
     if declared is not None:
@@ -353,8 +407,12 @@ def _problem(field: TableField) -> str | None:
     return problem
 
 
-def _unaskable(name: str, lists: Collection[str]) -> str | None:
+def _unaskable(name: str, lists: Collection[str], sparse: Collection[str]) -> str | None:
     """Why a field of this name cannot be in a batch, whose own arrays have reserved names; None if it can."""
+    for suffix in (DATA, INDICES, INDPTR):
+        if name.endswith(suffix) and name.removesuffix(suffix) in sparse:
+            matrix = name.removesuffix(suffix)
+            return f"batches use this name for a part of {matrix!r}: give it another one with 'fields' in h5feed.toml"
     flat = name.removesuffix(OFFSETS)
     if name not in (ROWS, WEIGHT) and not (flat != name and flat in lists):
         return None

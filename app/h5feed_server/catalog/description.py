@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from h5feed.revisions import is_provisional
 
 from ..storage.objects.object_file import ObjectFile
@@ -24,10 +25,15 @@ def _advice(field: Field) -> str | None:
     """Advice for a field that is expensive to shuffle."""
     if field.read_amplification < _DEAR or field.unreadable:
         return None
+    cost = (
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each byte served, unless the chunks are "
+        "cached"
+    )
+    if field.is_sparse:
+        return f"{cost}: shuffle with window={64 * field.block_rows}, or write the file without compression"
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
-        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each byte served, unless the chunks are "
-        f"cached: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build "
+        f"{cost}: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build "
         "OLD.h5 -o NEW.h5"
     )
 
@@ -40,6 +46,33 @@ def _describe_images(field: Field) -> dict[str, Any] | None:
     from h5feed.decode import fingerprint
 
     return {**field.images.about(), "decoder": fingerprint()}
+
+
+def _describe_sparse(field: Field) -> dict[str, Any] | None:
+    """How sparse rows are sent; None if rows are not sparse."""
+    indices = field.column.indices
+    if indices is None or field.unreadable:
+        return None
+    values = sum(segment.array.rows for segment in field.column.segments)
+    return {"format": "csr", "index_dtype": indices.dtype.name, "stored_values": values}
+
+
+def _describe_packing(field: Field) -> list[dict[str, Any]] | None:
+    """Each way in which its numbers are packed; None if they are not, or if they are served unpacked."""
+    segments = field.column.segments
+    packings = {segment.array.packing: segment for segment in segments}
+    if field.unreadable or field.column.has_lists or segments[0].served_as is not None or packings.keys() == {None}:
+        return None
+    return [
+        {
+            "dtype": field.dtype.name if packing is None else np.dtype(packing.dtype).name,
+            "scale_factor": None if packing is None else packing.scale,
+            "add_offset": None if packing is None else packing.offset,
+            "missing": [] if packing is None else list(packing.missing),
+            "unsigned": packing is not None and packing.unsigned,
+        }
+        for packing in packings
+    ]
 
 
 def _image_libraries(field: Field) -> str | None:
@@ -86,7 +119,9 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "channels": field.channels,
                 "shape": list(field.sample_shape),
                 "dtype": field.type_name,
-                "ragged": field.is_ragged,
+                "ragged": field.is_ragged and not field.is_sparse,
+                "sparse": _describe_sparse(field),
+                "cf": _describe_packing(field),
                 "rows": field.column.rows,
                 "readable": field.unreadable is None,
                 "reason": field.unreadable,
@@ -95,7 +130,9 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "chunks": list(array.chunk_shape) if array.chunk_shape else None,
                 "filters": [item.name for item in array.filters],
                 "pieces": len(field.column.segments),
-                "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
+                "stored_bytes": sum(
+                    segment.array.stored_bytes for part in field.parts for segment in part.column.segments
+                ),
                 "logical_bytes": field.column.nbytes,
                 "enum": array.enum_names,
                 "class_names": field.class_names,

@@ -511,7 +511,7 @@ class _Loading:
             for name, segment in islice(self._linked(source, link, (*above, path), contents), room):
                 segments.setdefault(name, segment)
         ordered = [contents.pop(path), *(contents[other] for other in sorted(contents))]
-        fields = as_meant(layout, segments, self._loader.probe.values)
+        fields = as_meant(layout, segments, self._loader.probe.values, self._loader.probe.paired)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
     def _source(self, path: str, identity: Identity, content: Content | None = None) -> FileSource:

@@ -1,19 +1,33 @@
-"""Recognises sparse matrices: groups with arrays of values and of their row and column indices.
+"""Sparse matrices: groups with arrays of values and of their row and column indices.
 
-The arrays do not hold rows, so a sparse matrix is listed as one unreadable field.
+A matrix that is compressed by rows (CSR) is one field, whose rows are sparse. All others are listed with the reason why
+their rows cannot be read. See https://anndata.readthedocs.io/en/stable/fileformat-prose.html#sparse-arrays. Matrices of
+10x Genomics are compressed by cells, and so by rows, although their shape is that of the transposed matrix:
+https://www.10xgenomics.com/support/software/cell-ranger/latest/analysis/outputs/cr-outputs-h5-matrices.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from h5feed.stored.codecs import unsupported
 from h5feed.stored.column import Segment
 from h5feed.stored.layout import ArrayLayout
 
+from .array_probe import are_offsets, is_flat
+from .pandas_frames import Read
+
+Paired = Callable[[Segment, Segment], Segment]
+"""Divides an array of items into lists, by an array of offsets; unreadable if that is impossible."""
+
+_COMPRESSED = frozenset(("data", "indices", "indptr"))
+
 _PARTS = (
-    frozenset(("data", "indices", "indptr")),
+    _COMPRESSED,
     frozenset(("data", "ir", "jc")),
     frozenset(("data", "row", "col")),
 )
@@ -22,9 +36,32 @@ _PARTS = (
 _BESIDE = frozenset(("shape", "format"))
 """Other members that a sparse matrix may have."""
 
+_BY_ROWS = ("csr_matrix", "csr")
+_BY_COLUMNS = ("csc_matrix", "csc")
+"""Names of the formats in ``encoding-type`` and in ``h5sparse_format``."""
 
-def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]) -> dict[str, Segment]:
-    """The arrays of a file, with the parts of each sparse matrix replaced by one unreadable array."""
+
+class _Unservable(Exception):
+    """The rows of a sparse matrix cannot be served, for the reason given."""
+
+
+def with_sparse(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read, paired: Paired
+) -> dict[str, Segment]:
+    """The arrays of a file, with the parts of each sparse matrix replaced by one array of sparse rows, or by an
+    unreadable one.
+
+    Parameters
+    ----------
+    groups : mapping
+        Attributes of groups, by path.
+    segments : mapping
+        All arrays of the file, by path.
+    read : callable
+        Returns all values of a short array.
+    paired : callable
+        See `Paired`.
+    """
     members: dict[str, dict[str, str]] = defaultdict(dict)
     for path in segments:
         group, _, name = path.rpartition("/")
@@ -34,15 +71,89 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
         parts = next((parts for parts in _PARTS if parts <= names.keys()), None)
         if parts is None or ("row" in parts and not _BESIDE & names.keys() and group not in groups):
             continue
-        if not _is_sparse(parts, {name: segments[names[name]] for name in parts}):
+        about = groups.get(group, {})
+        if not _kind(about) and not _is_sparse(parts, {name: segments[names[name]] for name in parts}):
             continue
-        first = segments[names["data"]]
-        gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
+        own = {name: segments[path] for name, path in names.items()}
         path = group or "data"
-        reason = f"{_described(groups.get(group, {}))}, which is not supported yet: store it as a dense one"
+        try:
+            if parts is not _COMPRESSED:
+                raise _Unservable(_not_by_rows(parts))
+            matrix = _rows_of(own, about, read, paired)
+        except _Unservable as why:
+            reason = f"{_described(about)}: {why}"
+            matrix = Segment(own["data"].source, ArrayLayout(path, (), "|u1", unreadable=reason))
+        gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
         fields = {name: segment for name, segment in fields.items() if name not in gone}
-        fields[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
+        fields[path] = matrix
     return fields
+
+
+def _rows_of(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read, paired: Paired) -> Segment:
+    """A matrix that is compressed by rows, as sparse rows.
+
+    Raises
+    ------
+    _Unservable
+    """
+    for name in _COMPRESSED:
+        if (problem := members[name].array.unreadable) is not None:
+            raise _Unservable(f"its {name} cannot be read: {problem}")
+    data, indices, offsets = members["data"], members["indices"], members["indptr"]
+    rows, columns = _extents(members, about, read)
+    kinds = {name: np.dtype(segment.array.dtype).str for name, segment in (("data", data), ("indices", indices))}
+    if not is_flat(data) or data.array.is_bfloat16 or not is_flat(indices) or kinds["indices"][1] not in "iu":
+        raise _Unservable(
+            f"its data and indices are stored as {kinds['data']} and {kinds['indices']}, which is not read"
+        )
+    if data.rows != indices.rows:
+        raise _Unservable(f"it has {data.rows} values, but {indices.rows} column indices")
+    if (problem := unsupported(indices.array.filters)) is not None:
+        raise _Unservable(f"its indices: {problem}")
+    if not are_offsets(offsets) or offsets.rows != rows + 1:
+        raise _Unservable(f"its indptr has {offsets.rows} numbers, which are not those of {rows} rows")
+    lists = paired(data, offsets)
+    if lists.array.unreadable is not None:
+        raise _Unservable(lists.array.unreadable.replace("its offsets", "its indptr"))
+    return replace(lists, indices=replace(indices, offsets=lists.offsets, below=columns))
+
+
+def _extents(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read) -> tuple[int, int]:
+    """Numbers of rows and columns of a matrix that is compressed by rows.
+
+    Raises
+    ------
+    _Unservable
+        It is not, or its shape is not known.
+    """
+    kind = _kind(about)
+    if kind in _BY_COLUMNS:
+        raise _Unservable("it is stored by columns, so reading a row would read all of it. " + _CONVERT)
+    shape: Any = about.get("shape") or about.get("h5sparse_shape")
+    if kind in _BY_ROWS:
+        if not isinstance(shape, list) or len(shape) != 2 or not all(type(extent) is int for extent in shape):
+            raise _Unservable("its shape is missing: it should be an attribute with two integers")
+        return shape[0], shape[1]
+    stored = members.get("shape")
+    if kind or stored is None or "barcodes" not in members or not is_flat(stored) or stored.rows != 2:
+        raise _Unservable("its group does not say whether it is stored by rows. " + _CONVERT)
+    # Of 10x Genomics: features × barcodes, by barcodes.
+    values = read(stored)
+    if len(values) != 2:
+        raise _Unservable("its shape cannot be read")
+    return int(values[1]), int(values[0])
+
+
+_CONVERT = (
+    "Store it by rows: adata.X = adata.X.tocsr() in AnnData, or write scipy's .tocsr() as a group with data, indices, "
+    "indptr and the attributes encoding-type='csr_matrix' and shape"
+)
+
+
+def _not_by_rows(parts: frozenset[str]) -> str:
+    if "jc" in parts:
+        return "MATLAB stores sparse matrices by columns. Save it as full(S), or store it by rows: see CSR in the guide"
+    return "it is stored as coordinates, so finding a row would read all of it. " + _CONVERT
 
 
 def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:
@@ -54,8 +165,13 @@ def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:
     return len(counts) <= 1
 
 
+def _kind(about: Mapping[str, Any]) -> str:
+    """The format that the attributes of a group name; empty if they name none."""
+    return str(about.get("encoding-type") or about.get("h5sparse_format") or "")
+
+
 def _described(about: Mapping[str, Any]) -> str:
-    kind = str(about.get("encoding-type") or about.get("h5sparse_format") or "")
+    kind = _kind(about)
     shape = about.get("shape") or about.get("h5sparse_shape")
     sides = " × ".join(map(str, shape)) if isinstance(shape, list) else ""
     rows = about.get("MATLAB_sparse")

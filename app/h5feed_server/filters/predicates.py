@@ -82,7 +82,8 @@ def _bound(dataset: Dataset, where: Sequence[str]) -> Iterator[tuple[Condition, 
         except (FieldNotFound, UnsupportedField) as error:
             raise _refusal(condition, error.detail) from None
         if (field.is_ragged and not field.is_text) or field.images is not None or math.prod(field.sample_shape) != 1:
-            what = "is a list" if field.is_ragged else f"has shape {' × '.join(map(str, field.sample_shape))}"
+            is_list = field.is_ragged and not field.is_sparse
+            what = "is a list" if is_list else f"has shape {' × '.join(map(str, field.sample_shape))}"
             raise _refusal(condition, f"conditions need one number or text per row, but a row of {field.name!r} {what}")
         if not field.is_text and field.dtype.kind not in "biuf":
             raise _refusal(condition, f"{field.name!r} holds {field.type_name}, which cannot be compared")

@@ -34,7 +34,7 @@ STATUSES = ("2xx", "3xx", "4xx", "5xx")
 OTHER = "other"
 """The endpoint of requests for unknown paths, and the reason of problems without a more specific one."""
 
-CACHES = ("fields", "chunks", "images", "orders", "plans", "splits")
+CACHES = ("fields", "chunks", "images", "orders", "plans", "splits", "joins")
 READERS = ("rows", "tree")
 LACKING = ("memory", "connections", "readers", "threads", "jobs", "files", "stopping", OTHER)
 """The exhausted resource when the server refuses a request with `Overloaded`."""

@@ -17,7 +17,7 @@ from ..row_bits import Bits, RowSet
 from . import as_sklearn, multilabel
 from .as_sklearn import Codes, TooFew
 from .labels import L, Labels, Strata
-from .split_spec import SplitSpec
+from .split_spec import PIECES, SplitSpec
 
 Rows = npt.NDArray[np.int32]
 
@@ -147,7 +147,7 @@ class Division(Generic[L, R]):
         self._has_groups = groups is not None
         self._seed = spec.split_seed if spec.split_shuffle else None
         whole = rows if groups is None else groups
-        self._what = "rows" if groups is None else f"groups of {spec.group!r}"
+        self._what = "rows" if groups is None else "groups" if spec.group == PIECES else f"groups of {spec.group!r}"
         self._test = self._count(spec.test, whole, "test")
         self._val = self._count(spec.val, whole, "val")
         if self._test + self._val >= whole:

@@ -12,8 +12,10 @@ from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, 
 from ..row_bits import RowSet
 from .compute import Splits
 from .labels import Labels, Strata
+from .order_spec import OrderSpec
 from .split_spec import FilteredSpec, SplitSpec
-from .splitter import Splitter, classes_of
+from .splitter import Splitter, classes_of, drawn_spec, grouped_by
+from .windows_spec import NO_WINDOWS
 
 _KIND, _FILTER_KIND = "splits", "filters"
 
@@ -61,6 +63,25 @@ class SplitJobs:
         if split != "all":
             self.splits(dataset, spec.split_spec).of(split)
         return self._splitter.rows(dataset, split, spec)
+
+    def samples(self, dataset: Dataset, spec: OrderSpec) -> RowSet | None:
+        """See `Splitter.samples`.
+
+        Raises
+        ------
+        InProgress
+        """
+        if not spec.has_windows:
+            return self.rows(dataset, spec.split, spec)
+        self._check_filtered(dataset, spec)
+        self._splitter.check_divisible(dataset, spec.split_spec)
+        unread = [name for name in grouped_by(dataset, spec) if not self._splitter.has_episodes(dataset, name)]
+        if not all(_reads_little(dataset, name) for name in unread):
+            windows = SplitSpec(**{name: getattr(spec, name) for name in NO_WINDOWS})
+            raise InProgress(self._start(dataset, spec.split_spec if spec.splits_rows else windows))
+        if spec.split != "all":
+            self.splits(dataset, spec.split_spec).of(spec.split)
+        return self._splitter.samples(dataset, spec)
 
     def report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bytes:
         """See `Splitter.report`.
@@ -145,7 +166,8 @@ class SplitJobs:
 
 
 def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
-    read = [*classes_of(dataset, spec, classes), *([] if spec.group is None else [spec.group])]
+    drawn = drawn_spec(dataset, spec.split_spec if isinstance(spec, FilteredSpec) else spec)
+    read = [*classes_of(dataset, drawn, classes), *grouped_by(dataset, spec)]
     return dataset.rows <= QUICK_ROWS and all(_reads_little(dataset, name) for name in read)
 
 

@@ -7,13 +7,14 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .joins_spec import JoinsSpec
 from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(RaggedSpec, FilteredSpec):
+class OrderSpec(FilteredSpec, JoinsSpec, RaggedSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -38,7 +39,8 @@ class OrderSpec(RaggedSpec, FilteredSpec):
     )
     weights: str | None = Field(
         None,
-        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field.",
+        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field. Or `digest:` and "
+        "the digest of an array that was given with `POST …/weights`; a field of this name comes first.",
     )
     epoch_rows: int | None = Field(
         None,
@@ -93,6 +95,22 @@ class OrderSpec(RaggedSpec, FilteredSpec):
             )
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
+        return self
+
+    @model_validator(mode="after")
+    def _joins_single_rows(self) -> Self:
+        if self.join and self.has_windows:
+            raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_of_single_rows(self) -> Self:
+        for name in ("bucket", "pack", "max_length"):
+            if getattr(self, name) is not None and self.has_windows:
+                raise ValueError(f"{name} cannot be used with sequence_length or offsets: it is about single rows")
+        for name in ("bucket", "pack"):
+            if getattr(self, name) is not None and self.join:
+                raise ValueError(f"{name} cannot be used with join: it is about the rows of one dataset")
         return self
 
     @field_validator("split")

@@ -72,10 +72,10 @@ class RowLengths:
         """
         if name is not None:
             field = dataset.field(name)
-            if not field.is_ragged:
+            if not field.is_ragged or field.is_sparse:
                 raise BadParameter(f"{option}={name}: all rows of {name!r} have the same shape, so there is no length")
             return field
-        ragged = [field for field in dataset.fields if not field.unreadable and field.is_ragged]
+        ragged = [field for field in dataset.fields if not field.unreadable and field.is_ragged and not field.is_sparse]
         found = [field for field in ragged if not field.is_text] or ragged
         if len(found) != 1:
             names = ", ".join(repr(field.name) for field in found)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ..filters.grammar import MAX_CHARS, MAX_CONDITIONS, canonical
+from .windows_spec import WindowsSpec
 
 
 def _share(value: Any) -> Any:
@@ -54,8 +55,8 @@ Where = Annotated[
 ]
 
 
-class SplitSpec(BaseModel):
-    """How rows are divided into splits."""
+class SplitSpec(WindowsSpec):
+    """How rows are divided into splits. It depends on the windows that samples are: see `drawn_spec`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,7 +77,8 @@ class SplitSpec(BaseModel):
     split_shuffle: bool = Field(True, description="`false`: by position, with test and val at the end.")
     group: str | None = Field(
         None,
-        description="Field whose equal values stay in one split, such as a patient or episode. `test` and `val` use "
+        description="Field whose equal values stay in one split, such as a patient or episode; `__pieces__`: the "
+        "groups and files that the dataset is made of. `test` and `val` use "
         "`GroupShuffleSplit`; `folds` uses `StratifiedGroupKFold` or, without classes, `GroupKFold`.",
     )
     folds: int | None = Field(
@@ -119,6 +121,9 @@ class SplitSpec(BaseModel):
         """Whether the epoch is drawn by class, so that `stratify` has an effect without test, val and folds."""
         return False
 
+
+PIECES = "__pieces__"
+"""Value of ``group``: the pieces that the dataset is made of."""
 
 AS_STORED = SplitSpec.model_validate({})
 """Use the splits stored in the files; draw nothing."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+from h5feed.errors import BadParameter, TooLarge, UnsupportedField, WeightsUnknown
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
+from h5feed.weights import digest_in, named
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
@@ -21,7 +24,7 @@ from ..catalog.roles import is_dense
 from ..filters.masks import Masks
 from ..filters.predicates import bind
 from ..jobs.registry import Progress
-from ..row_bits import LISTED_ROWS, RowBits, RowSet, as_list
+from ..row_bits import LISTED_ROWS, RowBits, RowSet, as_list, within
 from ..settings import Settings
 from ..storage.reader import Reader
 from .classes import Classes, dump_classes, load_classes, read_classes
@@ -42,10 +45,16 @@ from .labels import (
 from .large import LargeSplits, wait_for_content
 from .order_spec import OrderSpec
 from .resampling import Balanced, Weighted
-from .split_spec import AS_STORED, FilteredSpec, SplitSpec
+from .split_spec import AS_STORED, PIECES, FilteredSpec, SplitSpec
 from .stored import divide, has_all
+from .weights_folder import WeightsFolder
+from .windows import Windows, runs_of, samples_in
+from .windows_spec import NO_WINDOWS
 
 T = TypeVar("T")
+
+Select = Callable[[RowSet | None], RowSet | None]
+"""From the rows of a split to some of them; None: all rows of the dataset."""
 
 _MAX_LABEL_BYTES = 1 << 20
 """A field with larger rows, in bytes, is never treated as a label."""
@@ -72,6 +81,9 @@ class Splitter:
         self._reader = reader
         self._folder = folder
         self._max_bytes = settings.order_cache_bytes
+        self.given = WeightsFolder(
+            folder.path / "weights", settings.weights_bytes, settings.weights_arrays, settings.weights_seconds
+        )
         timeout = _PATIENCE * settings.read_timeout
         self.masks = Masks(reader, folder, timeout)
         self._large = LargeSplits(folder, self._max_bytes, timeout)
@@ -79,6 +91,7 @@ class Splitter:
         self._classes: ByteCache[Strata[Classes]] = ByteCache(_REPORT_BYTES, timeout)
         self._strata: ByteCache[Strata[Labels]] = ByteCache(self._max_bytes, timeout)
         self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
+        self._windows: ByteCache[Windows] = ByteCache(self._max_bytes, timeout)
         self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
 
     def drop_old(self, seconds: float) -> None:
@@ -90,13 +103,14 @@ class Splitter:
             self._classes,
             self._strata,
             self._resampled,
+            self._windows,
             self._reports,
         ):
             kept.drop_old(seconds)
 
     def cache_usage(self) -> CacheUsage:
         """Of the caches of row lists and classes together."""
-        caches = (self._large, self._splits, self._classes, self._strata, self._resampled)
+        caches = (self._large, self._splits, self._classes, self._strata, self._resampled, self._windows)
         return CacheUsage(*map(sum, zip(*(cache.usage for cache in caches), strict=True)))
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
@@ -117,6 +131,11 @@ class Splitter:
         file = _strata_name(dataset, name, bins)
         return file.here in self._strata or file.kept in self._folder
 
+    def has_episodes(self, dataset: Dataset, name: str) -> bool:
+        """Whether the episodes that a field tells are cached."""
+        file = _groups_name(dataset, name)
+        return file.here in self._strata or file.kept in self._folder
+
     def prepare(self, dataset: Dataset, spec: FilteredSpec, progress: Progress, classes: str | None = None) -> None:
         """Compute and cache the results of `splits` and `report`, reporting rows read and divided to `progress`."""
         drawn = drawn_spec(dataset, spec.split_spec)
@@ -124,11 +143,12 @@ class Splitter:
         if is_large(dataset):
             self._prepare_large(dataset, spec, drawn, read, progress, classes)
             return
-        progress.expect(dataset.rows * (len(read) + (drawn.group is not None) + 2 * drawn.splits_rows))
+        groups = grouped_by(dataset, spec)
+        progress.expect(dataset.rows * (len(read) + len(groups) + 2 * drawn.splits_rows))
         for name, bins in read.items():
             self.strata(dataset, name, bins=bins, progress=progress)
-        if drawn.group is not None:
-            self._groups(dataset, drawn.group, progress)
+        for name in groups:
+            self._groups(dataset, name, progress)
         self.splits(dataset, drawn, progress)
         self.report(dataset, spec, classes)
 
@@ -162,7 +182,10 @@ class Splitter:
             The splits of a large dataset are no longer cached: a job must find them again.
         """
         self.check_divisible(dataset, spec)
-        spec = drawn_spec(dataset, spec)
+        asked, spec = spec, drawn_spec(dataset, spec)
+        if note := _note_of_windows(asked, spec):
+            found = self.splits(dataset, spec, progress)
+            return replace(found, note="; ".join(filter(None, [note, found.note])))
         if is_large(dataset):
             return self._large.splits(dataset, spec)
         if not spec.splits_rows:
@@ -208,6 +231,55 @@ class Splitter:
         key = (dataset.name, dataset.names.key, dataset.identity, split, drawn, *(one.text for one in predicates))
         return self._splits.get(key, compute, lambda splits: splits.nbytes).rows[split]
 
+    def samples(self, dataset: Dataset, spec: OrderSpec) -> RowSet | None:
+        """Ascending ids of the samples of an order, which are rows of the split. None: all rows of the dataset.
+
+        Raises
+        ------
+        The errors of `rows` and `windows`.
+        """
+        return self.windows(dataset, spec).samples if spec.has_windows else self.rows(dataset, spec.split, spec)
+
+    def windows(self, dataset: Dataset, spec: OrderSpec) -> Windows:
+        """The samples of an order whose samples are windows of rows: see `samples_in`.
+
+        All rows of a sample are in the same episode and in the same split. Only its own row has to meet ``where``.
+
+        Raises
+        ------
+        SplitNotFound, BadParameter
+        FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
+        """
+        predicates = bind(dataset, spec.where)
+        self.check_divisible(dataset)
+        drawn = AS_STORED if spec.split == "all" else drawn_spec(dataset, spec.split_spec)
+
+        def compute() -> Windows:
+            rows = None if spec.split == "all" else self.splits(dataset, drawn).of(spec.split)
+            starts, ends = runs_of(rows, self._bounds(dataset, spec.episode))
+            what = "episode" if spec.split == "all" else f"run of rows of one episode in {spec.split!r}"
+            samples = samples_in(starts, ends, spec, dataset.rows, what)
+            if predicates and is_large(dataset):
+                samples = within(samples, self.masks.bits(dataset, predicates))
+            elif predicates:
+                listed = as_list(samples)
+                samples = listed[self.masks.mask(dataset, predicates)[listed]]
+            return Windows(starts, ends, samples)
+
+        way = (spec.span, spec.sequence_stride, spec.ends, spec.episode, *(one.text for one in predicates))
+        key = (dataset.name, dataset.names.key, dataset.identity, spec.split, drawn, way)
+        return self._windows.get(key, compute, lambda windows: windows.nbytes)
+
+    def _bounds(self, dataset: Dataset, episode: str | None) -> npt.NDArray[np.int64]:
+        """First row of each episode, and the number of rows, (episodes + 1,) int64."""
+        if episode is None:
+            return dataset.bounds
+        if episode == "none":
+            return np.array([0, dataset.rows], np.int64)
+        self.check_listed(dataset, "episode=")
+        changes = np.flatnonzero(np.diff(self._groups(dataset, episode).codes)) + 1
+        return np.concatenate([[0], changes, [dataset.rows]]).astype(np.int64)
+
     def report(
         self,
         dataset: Dataset,
@@ -236,18 +308,35 @@ class Splitter:
             len,
         )
 
-    def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
+    def resampled(
+        self, dataset: Dataset, spec: OrderSpec, select: Select | None = None, selected_by: Hashable = None
+    ) -> Balanced | Weighted:
         """The table from which epochs with ``balance`` or ``weights`` are drawn.
+
+        Parameters
+        ----------
+        select : callable, optional
+            Takes the rows of the split and returns those that may be drawn.
+        selected_by : hashable
+            Identifies `select`.
 
         Raises
         ------
-        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
+        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge, WeightsUnknown
         """
-        self.check_listed(dataset, "weights=" if spec.weights is not None else "balance=")
-        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify)
+        if spec.weights is None:
+            self.check_listed(dataset, "balance=")
+        else:
+            self.check_weighable(dataset)
+        digest = _given_digest(dataset, spec)
+        if digest is not None:
+            self.given.note_use(dataset.name, digest)
+        windows = tuple(getattr(spec, name) for name in NO_WINDOWS)
+        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify, windows, selected_by)
+        draw = self._balanced if spec.weights is None else self._weighted
         return self._resampled.get(
             (dataset.name, dataset.names.key, dataset.identity, way),
-            lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
+            lambda: draw(dataset, spec, select),
             lambda value: value.nbytes,
         )
 
@@ -331,6 +420,16 @@ class Splitter:
             )
         self.check_divisible(dataset)
 
+    def check_weighable(self, dataset: Dataset) -> None:
+        """Refuse a dataset with too many rows for a list of their weights.
+
+        Raises
+        ------
+        TooLarge
+        """
+        self.check_listed(dataset, "weights=")
+        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
+
     def _kept(self, name: Key, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
         """The content of the file `name` in the cache folder; if it is missing, one process computes it."""
         return load(self._folder.get(name.kept, compute))
@@ -367,7 +466,7 @@ class Splitter:
         self, dataset: Dataset, filtered: FilteredSpec, classes: str | None, advance: Callable[[int], None]
     ) -> dict[str, Any]:
         spec = drawn_spec(dataset, filtered.split_spec)
-        splits = self.splits(dataset, spec)
+        splits = self.splits(dataset, filtered.split_spec)
         label = dataset.label.name if dataset.label else None
         by = classes or splits.stratify or label
         labels: Classed | None = None
@@ -402,47 +501,74 @@ class Splitter:
             ),
         }
 
-    def pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
-        """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
-        rows = self.rows(dataset, spec.split, spec)
+    def pool(self, dataset: Dataset, spec: OrderSpec, select: Select | None = None) -> Rows | None:
+        """Samples of the split that meet ``where`` and that `select` keeps, cut to `limit`. None: all rows."""
+        rows = self.samples(dataset, spec)
+        if select is not None:
+            rows = select(rows)
         if rows is not None:
             return as_list(rows)[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
-    def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
+    def _balanced(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Balanced:
         by, bins = balanced_by(dataset, spec)
         strata = self.strata(dataset, by, bins=bins)
         if strata.labels is None:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
             raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
-        pool = self.pool(dataset, spec)
+        pool = self.pool(dataset, spec, select)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
 
-    def _weighted(self, dataset: Dataset, spec: OrderSpec) -> Weighted:
-        assert spec.weights is not None
-        field = dataset.field(spec.weights)
-        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
-        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
-            raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
-        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
-        weights = np.concatenate(blocks) if blocks else np.zeros(0)
-        pool = self.pool(dataset, spec)
+    def _weighted(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Weighted:
+        digest = _given_digest(dataset, spec)
+        weights = self._stored_weights(dataset, spec) if digest is None else self._given_weights(dataset, digest)
+        pool = self.pool(dataset, spec, select)
         # A filter may leave out the rows that have no weight.
-        checked = None if not spec.where else pool
+        checked = None if not spec.where and select is None else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         bad = bad if checked is None else np.intersect1d(bad, checked)
         if len(bad):
             raise UnsupportedField(
-                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
+                f"weights={spec.weights}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
             )
         ends = np.cumsum(weights if pool is None else weights[pool])
         if len(ends) and not 0 < ends[-1] < np.inf:
-            raise UnsupportedField(f"weights={field.name}: weights of the split add up to {ends[-1]}; nothing to draw")
+            raise UnsupportedField(
+                f"weights={spec.weights}: weights of the split add up to {ends[-1]}; nothing to draw"
+            )
         return Weighted(pool, ends)
 
+    def _stored_weights(self, dataset: Dataset, spec: OrderSpec) -> npt.NDArray[np.float64]:
+        """The weights of all rows from a field, (rows,); they may be invalid."""
+        assert spec.weights is not None
+        field = dataset.field(spec.weights)
+        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
+            raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
+        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
+        return np.concatenate(blocks) if blocks else np.zeros(0)
+
+    def _given_weights(self, dataset: Dataset, digest: str) -> npt.NDArray[np.float64]:
+        """The weights of all rows that a client has given, (rows,)."""
+        weights = self.given.find(dataset.name, digest)
+        if weights is None:
+            raise WeightsUnknown(
+                f"weights={named(digest)}: this server lacks these weights of dataset {dataset.name!r}. Give them with "
+                f"POST /v1/datasets/{quote(dataset.name, safe='')}/weights, and repeat the request"
+            )
+        if len(weights) != dataset.rows:
+            raise BadParameter(
+                f"weights={named(digest)}: there are {len(weights)} weights, but dataset {dataset.name!r} has "
+                f"{dataset.rows} rows now"
+            )
+        return weights.astype(np.float64, copy=False)
+
     def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
+        if name == PIECES:
+            sizes = np.diff(dataset.bounds)
+            pieces = np.arange(len(sizes))
+            return Labels("classes", tuple(pieces.tolist()), np.repeat(pieces.astype(np.uint32), sizes))
         field = dataset.field(name)
 
         def compute() -> bytes:
@@ -456,7 +582,7 @@ class Splitter:
                     f"group={name}: it has more than {MAX_DISTINCT} different values, the limit for groups"
                 ) from None
 
-        file = _name("groups/2", dataset, name)
+        file = _groups_name(dataset, name)
         strata = self._strata.get(
             file.here, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes
         )
@@ -512,8 +638,48 @@ def _check_holds_classes(field: Field) -> None:
 
 
 def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
-    """The spec to draw by: `AS_STORED` if the requested splits are those stored in the files, else `spec`."""
+    """The spec to draw by: `AS_STORED` if the requested splits are those stored in the files, else `spec`.
+
+    If samples are windows of rows, rows next to each other stay together: episodes, if there are any, else the rows are
+    divided by position. The result has no windows any more.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if spec.has_windows:
+        together: dict[str, Any] = {}
+        if spec.splits_rows and spec.group is None:
+            episode = PIECES if spec.episode is None and dataset.has_episodes else spec.episode
+            in_episodes = episode not in (None, "none")
+            if spec.stratify not in (None, "none") and not (in_episodes and spec.folds is not None):
+                raise BadParameter(
+                    f"stratify={spec.stratify}: samples are windows of rows, so "
+                    + (
+                        "episodes are divided, which can be stratified in folds= only"
+                        if in_episodes
+                        else "rows are divided by position, and cannot be stratified"
+                    )
+                    + ": leave stratify out"
+                )
+            together = {"group": episode} if in_episodes else {"split_shuffle": False, "stratify": "none"}
+        spec = SplitSpec.model_validate(spec.model_dump() | NO_WINDOWS | together)
     return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
+
+
+def grouped_by(dataset: Dataset, spec: SplitSpec) -> list[str]:
+    """The fields to read to know groups and episodes."""
+    names = (drawn_spec(dataset, spec.split_spec if isinstance(spec, FilteredSpec) else spec).group, spec.episode)
+    return [name for name in dict.fromkeys(names) if name not in (None, "none", PIECES)]
+
+
+def _note_of_windows(asked: SplitSpec, drawn: SplitSpec) -> str:
+    """What the windows that samples are change about splits."""
+    if not asked.has_windows or not drawn.splits_rows:
+        return ""
+    if drawn.group is not None:
+        return "" if asked.group is not None else "samples are windows of rows: episodes are divided, as with group="
+    return "samples are windows of rows: rows are divided by position, with val and test at the end"
 
 
 def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) -> dict[str, bool]:
@@ -543,6 +709,13 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
     return by, by == spec.stratify
 
 
+def _given_digest(dataset: Dataset, spec: OrderSpec) -> str | None:
+    """The digest of weights that a client has given; None if the weights are a field."""
+    if spec.weights is None or spec.weights in (field.name for field in dataset.fields):
+        return None
+    return digest_in(spec.weights)
+
+
 def _splits_name(dataset: Dataset, spec: SplitSpec) -> Key:
     return _name("splits/5", dataset, spec.model_dump_json())
 
@@ -553,6 +726,10 @@ def _report_name(dataset: Dataset, spec: FilteredSpec, classes: str | None) -> K
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> Key:
     return _name("classes/3", dataset, f"{name} {bins}")
+
+
+def _groups_name(dataset: Dataset, name: str) -> Key:
+    return _name("groups/2", dataset, name)
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -118,7 +118,14 @@ class Checker:
             rows = np.arange(begin, min(begin + step, dataset.rows), dtype=np.int64)
             hashes = [hashlib.blake2b(digest_size=8) for _ in range(len(rows))]
             for field in fields:
-                if field.is_ragged:
+                parts: Sequence[bytes | memoryview]
+                if field.is_sparse:
+                    # Compared as they are stored: the same row may be stored in different ways.
+                    sparse = self._reader.read_sparse(field.column, rows)
+                    parts = [
+                        sparse.data[a:b].tobytes() + sparse.indices[a:b].tobytes() for a, b in pairwise(sparse.indptr)
+                    ]
+                elif field.is_ragged:
                     items, offsets = self._reader.read_ragged(field.column, rows)
                     flat = memoryview(np.ascontiguousarray(items).view(np.uint8))
                     ends = (offsets * items.dtype.itemsize).tolist()

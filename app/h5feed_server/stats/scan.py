@@ -5,6 +5,7 @@ Rows that were never written all hold the fill value, so only one of them is rea
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.csr import SparseRows
 from h5feed.errors import TooLarge
 from h5feed.stored.column import Column
 
@@ -81,6 +83,8 @@ class ColumnAccumulator:
     ----------
     rows : int
         Rows added so far.
+    stored : int
+        Values of sparse rows added so far, without zeros that are not stored.
     numbers : Accumulator or None
         Statistics of the numbers; None for text.
     lengths : Accumulator or None
@@ -91,7 +95,7 @@ class ColumnAccumulator:
 
     def __init__(self, subject: Subject) -> None:
         column = subject.column
-        self.rows = 0
+        self.rows = self.stored = 0
         dtype = np.dtype("<f4") if column.is_bfloat16 else column.dtype
         self.numbers: Accumulator | None = None if dtype.kind == "S" else accumulator_for(dtype, subject.channels)
         self.lengths: Accumulator | None = accumulator_for(np.dtype("<i8"), 1) if column.is_ragged else None
@@ -132,9 +136,31 @@ class ColumnAccumulator:
         if self.values is not None:
             self.values.add(strings_of(items, offsets))
 
+    def add_sparse(self, rows: SparseRows) -> None:
+        """Add the values of sparse rows that are stored; `add_zeros` adds the others at the end."""
+        summed = rows.summed()
+        self.rows += len(rows.indptr) - 1
+        self.stored += len(summed)
+        if self.lengths is not None:
+            self.lengths.add(np.diff(rows.indptr).reshape(-1, 1))
+        if self.numbers is not None and summed.size:
+            self.numbers.add(summed.reshape(-1, 1))
+
+    def add_zeros(self, subject: Subject) -> None:
+        """Add the zeros of sparse rows that are not stored."""
+        zeros = self.rows * math.prod(subject.column.sample_shape) - self.stored
+        if self.numbers is not None and zeros:
+            zero = ColumnAccumulator(subject)
+            assert zero.numbers is not None
+            zero.numbers.add(np.zeros((1, 1), subject.column.dtype))
+            repeated = _repeated(zero, subject, zeros).numbers
+            assert repeated is not None
+            self.numbers.merge(repeated)
+
     def merge(self, other: ColumnAccumulator) -> None:
         """Add the statistics of the rows that follow."""
         self.rows += other.rows
+        self.stored += other.stored
         for name in ("numbers", "lengths", "values", "indicators", "mean_image"):
             mine: Any = getattr(self, name)
             if mine is not None:
@@ -198,6 +224,8 @@ def scan(
         fill = ColumnAccumulator(subject)
         _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
         whole.merge(_repeated(fill, subject, wanted.unwritten))
+    if column.indices is not None:
+        whole.add_zeros(subject)
     return whole
 
 
@@ -241,7 +269,9 @@ def _raise_reason(ended: deque[Future[ColumnAccumulator]]) -> NoReturn:
 
 
 def _add_rows(accumulator: ColumnAccumulator, reader: Reader, subject: Subject, rows: Int64s) -> None:
-    if subject.column.is_ragged:
+    if subject.column.indices is not None:
+        accumulator.add_sparse(reader.read_sparse(subject.column, rows))
+    elif subject.column.is_ragged:
         accumulator.add_ragged(*reader.read_ragged(subject.column, rows))
     else:
         accumulator.add(subject, _read(reader, subject.column, rows))

@@ -6,14 +6,16 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.csr import SparseRows
 from h5feed.errors import DatasetCorrupt, TooLarge
-from h5feed.stored.array_reader import ArrayReader
+from h5feed.stored.array_reader import ArrayReader, check_below
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
 from h5feed.stored.chunk_rows import ChunkRows
 from h5feed.stored.column import Column, Segment
@@ -46,6 +48,9 @@ _MOST_ASKED = 1000
 
 _SAMPLES = (32, 8, 2)
 """Sample sizes for the mean length of rows. Smaller ones are tried if the rows are too long to read at once."""
+
+_LONG_LIST = 32
+"""Lists with more items than this, on average, are copied one by one: indexing each item would take longer."""
 
 _H5PY_BYTES = 32 << 20
 """Bytes that h5py reads at a time. Two copies of them exist during the transfer."""
@@ -97,7 +102,6 @@ class Reader:
         self._arrays = ArrayReader(self._decoders, self._chunk_rows, self._read_by_h5py)
         self.share, self.scratch = self._decoders.share, self._decoders.scratch
         self.list_offsets = self._arrays.list_offsets
-        self.read_lists = self._arrays.read_lists
 
     def close(self) -> None:
         """Stop threads and processes."""
@@ -282,6 +286,49 @@ class Reader:
 
         return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
 
+    def read_lists(
+        self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any], skipped: Int64s | None = None
+    ) -> None:
+        """Same as `ArrayReader.read_lists`, from memory if the items of all rows are cached."""
+        kept = self._whole_items(column)
+        if kept is None:
+            self._arrays.read_lists(column, rows, offsets, out, skipped)
+            return
+        known = column.segments[0].offsets
+        assert known is not None
+        begins = known[rows] if skipped is None else known[rows] + skipped
+        if len(out) > _LONG_LIST * len(rows):
+            ends = begins + np.diff(offsets)
+            for begin, end, (first, last) in zip(
+                begins.tolist(), ends.tolist(), pairwise(offsets.tolist()), strict=True
+            ):
+                out[first:last] = kept[begin:end]
+        else:
+            places = np.repeat(begins - offsets[:-1], np.diff(offsets))
+            places += np.arange(len(places))
+            np.take(kept, places, out=out, mode="clip")
+        check_below(column, rows, offsets, out)
+
+    def _whole_items(self, column: Column) -> npt.NDArray[Any] | None:
+        """The items of all rows of a column of lists, cached; None if they are too many to cache, or are read late."""
+        segment = column.segments[0]
+        # Items of one byte are mostly those of image files, whose decoding takes far longer.
+        if len(column.segments) > 1 or segment.offsets is None or column.answers_late or column.dtype.itemsize == 1:
+            return None
+        key, count = ("items", column.key), int(segment.offsets[-1])
+        is_kept = key in self._cache
+        if not is_kept and not (may_keep() and self._cache.admits(key, count * column.dtype.itemsize)):
+            return None
+
+        def read() -> npt.NDArray[Any]:
+            bounds = np.array([0, count])
+            items = np.empty(count, column.dtype)
+            whole = Column((replace(segment, offsets=bounds, indices=None, below=None),))
+            self._arrays.read_lists(whole, np.zeros(1, np.int64), bounds, items)
+            return items
+
+        return self._cache.get(key, read, lambda value: value.nbytes)
+
     def read_ragged(self, column: Column, rows: Int64s) -> tuple[npt.NDArray[Any], Int64s]:
         """Read lists or text in the given order, which may contain duplicates.
 
@@ -319,6 +366,20 @@ class Reader:
             for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
+
+    def read_sparse(self, column: Column, rows: Int64s) -> SparseRows:
+        """Read sparse rows in the given order, which may contain duplicates.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        offsets, indices = self.list_offsets(column, rows), column.indices
+        assert offsets is not None and indices is not None
+        values, places = np.empty(offsets[-1], column.dtype), np.empty(offsets[-1], indices.dtype)
+        self.read_lists(column, rows, offsets, values)
+        self.read_lists(indices, rows, offsets, places)
+        return SparseRows(values, places, offsets, column.sample_shape[0])
 
     def _read_images(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Read images and decode them into `out`, (k, height, width, channels) of the column's dtype."""

@@ -17,7 +17,7 @@ from ..cache.store import FieldStore, Int64s
 from ..errors import TooLarge
 from ..net import trace
 from ..plan import Plan
-from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
+from ..wire import ROWS, WEIGHT, Tensor
 from .leased import leased
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
@@ -122,6 +122,7 @@ class _CachedFetch:
                     index=batch.index,
                     epoch=batch.epoch,
                     revision=batch.revision,
+                    sparse=self._plan.frame.sparse,
                 )
             )
             begin = end
@@ -165,16 +166,16 @@ def _widest_first(plan: Plan) -> list[Tensor]:
 
 def _flat_fields(plan: Plan) -> list[str]:
     """Fields whose rows differ in length, which are not cached."""
-    names = {tensor.name for tensor in plan.tensors}
-    return [tensor.name for tensor in _widest_first(plan) if tensor.name + OFFSETS in names]
+    frame = plan.frame
+    return [name for name in frame.fields if name in frame.sparse or name in frame.flat]
 
 
 def _stores_of(cache: RowCache, plan: Plan) -> dict[str, FieldStore]:
     """The store of each field that can be cached; empty if the cache is of no use."""
-    flat = _flat_fields(plan)
+    uncached = {ROWS, WEIGHT, *plan.frame.flat, *plan.frame.offsets}
     stores: dict[str, FieldStore] = {}
     for tensor in _widest_first(plan):
-        if tensor.name not in (ROWS, WEIGHT, *flat, *(name + OFFSETS for name in flat)):
+        if tensor.name not in uncached:
             store = cache.store(tensor.name, tensor.dtype, tensor.shape[1:])
             if store is None:
                 return {}

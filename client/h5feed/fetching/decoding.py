@@ -134,6 +134,7 @@ def decoded_batch(
         index=batch.index,
         epoch=batch.epoch,
         revision=batch.revision,
+        sparse=batch.columns,
     )
 
 

@@ -126,6 +126,7 @@ class ImageFetcher:
                     index=batch.index,
                     epoch=batch.epoch,
                     revision=batch.revision,
+                    sparse=batch.columns,
                 )
             )
         self._failures = 0

@@ -17,7 +17,7 @@ from ..batch import Batch
 from ..errors import BadAnswer, TooLarge
 from ..net.client import Client
 from ..plan import Plan
-from ..wire import MAX_HEADER_BYTES, OFFSETS, ROWS, WEIGHT, TensorPlace, read_header
+from ..wire import MAX_HEADER_BYTES, ROWS, WEIGHT, TensorPlace, read_header
 from .leased import leased
 
 PART_BYTES = 32 << 20
@@ -109,6 +109,11 @@ class _Arrays:
         """Names of the offsets."""
         return self._frame.offsets
 
+    @property
+    def flat(self) -> Mapping[str, str]:
+        """Names of the fields whose rows differ in length, and of their offsets."""
+        return self._frame.flat
+
     def part(self, begin: int, end: int) -> _Part:
         """Receives rows begin … end-1, after those before."""
         return _Part(self, begin, end)
@@ -123,7 +128,8 @@ class _Arrays:
         self._frame.check({name: array[None] for name, array in arrays.items()})
         rows, weight = arrays.pop(ROWS), arrays.pop(WEIGHT, None)
         revision = self._plan.params["revision"]
-        return Batch(arrays, rows, weight, index=self._index, epoch=self._epoch, revision=revision)
+        sparse = self._frame.sparse
+        return Batch(arrays, rows, weight, index=self._index, epoch=self._epoch, revision=revision, sparse=sparse)
 
     def check_head(self, metadata: Mapping[str, str]) -> None:
         """Raise `BadAnswer` if this is a part of another batch."""
@@ -169,7 +175,7 @@ class _Arrays:
         """
         if offsets[0] != 0 or offsets[-1] != items or (np.diff(offsets) < 0).any():
             raise BadAnswer(f"the offsets of {name!r} do not divide its {items} items into rows")
-        self._arrays[name + OFFSETS][begin + 1 : begin + len(offsets)] = self._used[name] + offsets[1:]
+        self._arrays[self._frame.flat[name]][begin + 1 : begin + len(offsets)] = self._used[name] + offsets[1:]
 
     def add_items(self, name: str, items: int) -> None:
         """Count the items of a part that has arrived."""
@@ -241,10 +247,10 @@ class _Part:
         offsets = {}
         for name, place in self._arrays.places(tensors, self._begin, self._end):
             if name in self._arrays.offsets:
-                offsets[name.removesuffix(OFFSETS)] = place
+                offsets[name] = place
             yield place.reshape(-1).view(np.uint8)
         # Not earlier: a response that breaks off is requested again.
-        for name, came in offsets.items():
-            self._arrays.add_offsets(name, came, items[name], self._begin)
-        for name in offsets:
+        for name, own in self._arrays.flat.items():
+            self._arrays.add_offsets(name, offsets[own], items[name], self._begin)
+        for name in self._arrays.flat:
             self._arrays.add_items(name, items[name])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import os
 import threading
 import traceback
@@ -32,7 +33,7 @@ from ..net.client import Client
 from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
 from ..net.trace import DECODE, as_tensors, enter, read_here
 from ..plan import Plan
-from ..wire import OFFSETS, ROWS, WEIGHT, read_body
+from ..wire import ROWS, WEIGHT, read_body
 from .leased import leased
 
 if TYPE_CHECKING:
@@ -129,11 +130,13 @@ class Window:
         rows = self.arrays[ROWS][first : (stop - self.start) * size]
         read: dict[str, npt.NDArray[Any]] = {}
         for name, (column, of_column) in self.columns.items():
-            wanted = rows if of_column is None else of_column[first : first + len(rows)]
             dtype, sample = self.plan.frame.tensors[name]
-            out = pool.lease_or_new(len(rows) * column.row_bytes).view(column.dtype).reshape(len(rows), *sample)
-            reader.read(column, wanted, out)
-            read[name] = out.view(dtype)
+            # A sample may have several rows.
+            each = math.prod(sample) // math.prod(column.sample_shape) if math.prod(sample) else 1
+            wanted = rows if of_column is None else of_column[first * each : (first + len(rows)) * each]
+            out = pool.lease_or_new(len(wanted) * column.row_bytes).view(column.dtype)
+            reader.read(column, wanted, out.reshape(len(wanted), *column.sample_shape))
+            read[name] = out.reshape(len(rows), *sample).view(dtype)
         plain_of = self._plain(start, stop)
         if self.is_kept:
             plain_of = _copied(plain_of, pool)
@@ -150,23 +153,25 @@ class Window:
                     index=index,
                     epoch=self.epoch,
                     revision=self.revision,
+                    sparse=self.plan.frame.sparse,
                 )
             )
         return batches
 
     def _plain(self, start: int, stop: int) -> list[dict[str, npt.NDArray[Any]]]:
         """The parts of `arrays` that belong to each of batches start … stop-1."""
-        size, final = self.plan.batch_size, self.plan.batches - 1
+        size, final, frame = self.plan.batch_size, self.plan.batches - 1, self.plan.frame
         found = []
         for index in range(start, stop):
             begin = (index - self.start) * size
             end = begin + (size if index < final else self.plan.last_rows)
             plain = {}
             for name, array in self.arrays.items():
-                flat = name.removesuffix(OFFSETS)
-                if flat in self.plan.frame.flat:
-                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
-                    plain[name] = array[offsets[0] : offsets[-1]] if name == flat else offsets - offsets[0]
+                if name in frame.flat:
+                    offsets = self.arrays[frame.flat[name]][begin : end + 1]
+                    plain[name] = array[offsets[0] : offsets[-1]]
+                elif name in frame.offsets:
+                    plain[name] = array[begin : end + 1] - array[begin]
                 else:
                     plain[name] = array[begin:end]
             found.append(plain)
@@ -265,11 +270,15 @@ class PieceFetcher:
                 self._tell(_reasons(window) if window.reasons else "")
             self._failures = 0
             rows = sum(len(batch.rows) for batch in batches)
-            each = sum(column.row_bytes for column, _ in window.columns.values())
+            each = sum(self._sample_bytes(name) for name in window.columns)
             read_here(rows, rows * each, from_files=by_place)
             if by_place:
                 self._client.bytes_read.add(rows * each)
         return batches
+
+    def _sample_bytes(self, name: str) -> int:
+        dtype, sample = self._plan.frame.tensors[name]
+        return math.prod(sample) * dtype.itemsize
 
     def _tell(self, why: str) -> None:
         """Report why rows are fetched as tensors, or are not compressed."""
@@ -302,7 +311,7 @@ class PieceFetcher:
 
     def _places(self, block: Block, cancelled: threading.Event) -> Window:
         """The window that contains a block. Several threads may ask for the same one; only one of them requests it."""
-        per_window = max(1, WINDOW_ROWS // max(1, self._plan.batch_size))
+        per_window = max(1, WINDOW_ROWS // max(1, self._plan.batch_size * self._plan.rows_per_sample))
         number = block.start // per_window
         start, stop = number * per_window, min((number + 1) * per_window, self._plan.batches)
         if block.stop > stop:
@@ -440,7 +449,8 @@ def window_of(
     whole.check({name: array[None] for name, array in arrays.items()})
     for name, (column, of_column) in columns.items():
         dtype, sample = plan.frame.tensors[name]
-        if (column.dtype.itemsize, column.sample_shape) != (dtype.itemsize, sample):
+        axes = sample[: len(sample) - len(column.sample_shape)]
+        if (column.dtype.itemsize, (*axes, *column.sample_shape)) != (dtype.itemsize, sample):
             raise ValueError(f"{name!r} has rows of {column.dtype} and shape {column.sample_shape}")
         if column.dtype != dtype and not column.is_bfloat16:
             raise ValueError(f"{name!r} has rows of {column.dtype} instead of {dtype}")
@@ -448,7 +458,9 @@ def window_of(
         if any(segment.wire != column.segments[0].wire for segment in column.segments):
             raise ValueError(f"the pieces of {name!r} have rows of different kinds")
         wanted = rows if of_column is None else of_column
-        if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
+        if wanted.shape != (len(rows) * math.prod(axes),) or (
+            len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows
+        ):
             raise ValueError(f"the rows of {name!r} are not in its pieces")
     return Window(start, stop, arrays, columns, reasons, plan, epoch, about["revision"], is_kept=False)
 

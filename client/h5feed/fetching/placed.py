@@ -27,7 +27,7 @@ from ..net.servers import Server
 from ..net.trace import as_tensors, not_placed
 from ..plan import Plan, names_of
 from ..revisions import is_provisional
-from ..wire import OFFSETS, ROWS
+from ..wire import ROWS
 from .leased import leased
 from .parts import PART_BYTES, opened
 
@@ -61,7 +61,7 @@ class PlacedFetcher:
         # Threads that fetch at the same time begin with different servers.
         self._turns = itertools.count()
         self._differs = ""
-        names = [name for name in plan.frame.names if name not in plan.frame.offsets]
+        names = plan.frame.fields
         encoded = names_of(plan.params.get("encoded"))
         self._asked: dict[str, Any] = {"fields": names} | ({"encoded": encoded} if encoded else {})
         ignored = f"; compress={plan.compress!r} is ignored" if plan.compress else ""
@@ -97,6 +97,8 @@ class PlacedFetcher:
 
     def _why_not(self, revision: str) -> str:
         """Why any server may send all rows; empty if each is to come from its owner."""
+        if self._plan.not_by_id:
+            return self._plan.not_by_id
         if self._differs:
             return self._differs
         if self._plan.is_packed:
@@ -150,9 +152,9 @@ class _Gathered:
     """
 
     def __init__(self, frame: Frame, wanted: list[Batch], pool: BufferPool) -> None:
-        self.frame, self._wanted, self._pool = frame.only(frame.names, weighted=False), wanted, pool
+        self.frame, self._wanted, self._pool = frame.only(frame.fields, weighted=False), wanted, pool
         count = sum(len(batch.rows) for batch in wanted)
-        fixed = self.frame.tensors.keys() - frame.flat - frame.offsets
+        fixed = self.frame.tensors.keys() - frame.flat.keys() - frame.offsets
         self.arrays = leased(pool, {name: (kind[0], (count, *kind[1])) for name, kind in self._kinds(fixed)})
         self.rows: Int64s = np.concatenate([batch.rows for batch in wanted], out=self.arrays.pop(ROWS))
         # Items of rows that differ in length, by field and by the first place of their part: their places, the items
@@ -165,22 +167,31 @@ class _Gathered:
     def batches(self, epoch: int, revision: str) -> list[Batch]:
         """The batches, when all parts have arrived."""
         lists = {name: self._joined(name) for name in self.frame.flat}
+        of_offsets = {own: lists[name][1] for name, own in self.frame.flat.items()}
         batches, begin = [], 0
         for wanted in self._wanted:
             end = begin + len(wanted.rows)
             fields = {}
             for name in self.frame.names:
-                flat = name.removesuffix(OFFSETS)
-                if flat not in lists:
-                    fields[name] = self.arrays[name][begin:end]
-                    continue
-                items, offsets = lists[flat]
-                if name == flat:
+                if name in lists:
+                    items, offsets = lists[name]
                     fields[name] = items[offsets[begin] : offsets[end]]
+                elif name in of_offsets:
+                    fields[name] = of_offsets[name][begin : end + 1] - of_offsets[name][begin]
                 else:
-                    fields[name] = offsets[begin : end + 1] - offsets[begin]
+                    fields[name] = self.arrays[name][begin:end]
             rows, weight = self.rows[begin:end], None if wanted.weight is None else np.array(wanted.weight)
-            batches.append(Batch(fields, rows, weight, index=wanted.index, epoch=epoch, revision=revision))
+            batches.append(
+                Batch(
+                    fields,
+                    rows,
+                    weight,
+                    index=wanted.index,
+                    epoch=epoch,
+                    revision=revision,
+                    sparse=self.frame.sparse,
+                )
+            )
             begin = end
         return batches
 
@@ -238,6 +249,6 @@ class _Part:
             if name in arrays:
                 arrays[name][self._places] = array
             elif name in frame.flat:
-                offsets = came[name + OFFSETS]
+                offsets = came[frame.flat[name]]
                 check_offsets(name, array[None], offsets[None])
                 self._gathered.lists[name][int(self._places[0])] = self._places, array, offsets

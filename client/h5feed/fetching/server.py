@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..errors import BadAnswer, TooLarge
-from ..frames import Frame
+from ..frames import MAX_BODY_BYTES, Frame
 from ..images import ImageSpec
 from ..net.client import Client
 from ..net.names import Names
@@ -38,7 +38,8 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     parts = PartFetcher(client, path, plan)
     pieces = PieceFetcher(client, path, plan)
     placed = None
-    if client.placement is not None and plan.frame.names:
+    # Owners are asked for rows of one dataset.
+    if client.placement is not None and plan.frame.names and "join" not in plan.params:
         placed = PlacedFetcher(client, path, plan, fetcher(client, path, plan.of_fields([])))
 
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
@@ -163,6 +164,29 @@ def fetch_rows(
     return batch
 
 
+def fetch_by_key(
+    client: Client, path: str, revision: str, request: Mapping[str, Any], frame: Frame, *, several: bool
+) -> Batch:
+    """Send `request` for rows with the keys in it and return their batch; with `several`, a key may have several rows.
+
+    Raises
+    ------
+    BadAnswer
+        The response has another number of rows.
+    """
+    count = len(request["keys"])
+    most = MAX_BODY_BYTES if several else frame.max_bytes(count)
+    body = client.body(f"{path}/rows", {"revision": revision}, max_bytes=most, json=dict(request))
+    batch = only_batch(body, frame)
+    rows = len(batch.rows)
+    if not client.names.are_same(batch.revision, revision) or (rows < count if several else rows != count):
+        raise BadAnswer(
+            f"requested {count} keys of revision {revision}, but received {rows} rows of revision {batch.revision}: a "
+            "proxy or cache between client and server mixes up responses"
+        )
+    return batch
+
+
 def only_tensor(
     body: npt.NDArray[np.uint8], name: str, dtype: str, revision: str, names: Names
 ) -> tuple[npt.NDArray[Any], dict[str, str]]:
@@ -204,6 +228,7 @@ def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = Fal
                     index=index,
                     epoch=epoch,
                     revision=revision,
+                    sparse=frame.sparse,
                 )
     except BadAnswer:
         if not cut:

@@ -82,7 +82,7 @@ class OrderedRows:
         """Balanced weights over all shards: rows / (classes · rows of a class)."""
         if not self.labels.are_classes:
             raise BadParameter(f"{self.labels.name!r} does not hold classes: there is no class_weight")
-        if "limit" in self._options:
+        if "limit" in self._options or "how" in self._dataset.join_options:
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
@@ -94,7 +94,7 @@ class OrderedRows:
         """The line that ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes", with the form of
         the targets and whether the split is stored in the file."""
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
-        inputs = [fields[name] for name in self._prepare.inputs if name in fields]
+        inputs = [fields.get(name, {}) for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
         what = "packed rows" if plan.is_packed else "images" if images else "rows"
         found = f"Found {plan.rows} {what}"

@@ -25,7 +25,7 @@ from ..errors import BadParameter, FeedError, RowOutOfRange
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
 from ..loops.loop import Loop
-from ..loops.loop_options import check_loop_options, divided, preparation_of
+from ..loops.loop_options import check_dense, check_loop_options, divided, preparation_of
 from ..loops.meter import Meter
 from ..loops.passes import described, state_of
 from ..loops.stream import Stream
@@ -143,8 +143,10 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         # One worker means no Keras threads: the caller's thread takes batches that our threads have fetched ahead.
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
-        self._dataset = dataset
-        order, preparing = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        self._dataset = dataset = dataset.joined_by(given)
+        order, preparing = divided(dataset, given)
+        check_dense(order, "Keras")
         self.shard, self.shards = int(order.get("shard") or 0), int(order.get("shards") or 1)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
         of_split = split_options(order)

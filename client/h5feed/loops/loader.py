@@ -75,9 +75,10 @@ class Loader(Loop):
         cache: str | os.PathLike[str] | RowCache | None = None,
         **options: Unpack[RowOptions],
     ) -> None:
-        self._dataset = dataset
         check_loop_options(options, Loader.__init__)
-        order, preparing = divided(dataset, options)
+        given: dict[str, Any] = dict(options)
+        self._dataset = dataset = dataset.joined_by(given)
+        order, preparing = divided(dataset, given)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
         plan = dataset.plan(
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order

@@ -110,7 +110,7 @@ def _check_same(dataset: RemoteDataset, name: str, revision: str, epoch: int) ->
 def _spec(plan: Plan) -> dict[str, Any]:
     spec = {name: value for name, value in sorted(plan.params.items()) if name not in _NOT_ORDER}
     # In any order, the same rows; and JSON has no tuples.
-    return spec | ({"where": sorted(spec["where"])} if "where" in spec else {})
+    return spec | {name: sorted(spec[name]) for name in ("where", "join") if name in spec}
 
 
 def _step_rows(plan: Plan) -> int:

@@ -17,8 +17,9 @@ def tensors_of(arrays: Any, pin: bool) -> Any:
     Parameters
     ----------
     arrays : tree
-        Numpy arrays, and anything else that a transform returns. Arrays of other libraries become tensors too. Objects
-        that are not arrays, and dtypes that torch lacks (text, dates), stay as they are.
+        Numpy arrays, and anything else that a transform returns. Arrays of other libraries become tensors too, sparse
+        matrices of scipy sparse CSR tensors. Objects that are not arrays, and dtypes that torch lacks (text, dates),
+        stay as they are.
     pin : bool
         Use pinned memory, which a CUDA device reads directly.
 
@@ -27,12 +28,18 @@ def tensors_of(arrays: Any, pin: bool) -> Any:
     """
 
     def tensor(value: Any) -> Any:
-        found = _tensor(value)
+        found = _sparse(value) if hasattr(value, "indptr") else _tensor(value)
         if pin and isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.layout == torch.strided:
             return found.pin_memory()
         return found
 
     return mapped(tensor, arrays)
+
+
+def _sparse(matrix: Any) -> torch.Tensor:
+    """A matrix of scipy in CSR as a tensor in CSR."""
+    rows, columns, data = (_tensor(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    return torch.sparse_csr_tensor(rows, columns, data, matrix.shape)
 
 
 def _tensor(value: Any) -> Any:

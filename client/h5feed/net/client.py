@@ -42,6 +42,7 @@ from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
+from .giving import Giving
 from .hedging import Hedging, NoOther, Race
 from .http import httpx, timeout_of
 from .jobs import InProgress
@@ -49,7 +50,7 @@ from .local import is_wanted
 from .names import Aim, Names, Params, not_text
 from .placement import check_placement
 from .refreshing import SOON_SECONDS
-from .retries import FailedAttempts, error_of, final_error, reason_of
+from .retries import FailedAttempts, final_error, reason_of
 from .server_list import PREFIX as LIST_PREFIX
 from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
@@ -458,10 +459,10 @@ class Client:
         deadline = began + (self.deadline if within is None else within)
         aim = Aim(self.names, self._servers, path, params)
         cancelled = cancelled or threading.Event()
-        aborts = cancelled if isinstance(cancelled, Cancellation) else None
         more = self._report(path) if accept == MEDIA_TYPE else {}
         attempts: FailedAttempts | None = None
         refused: set[str] = set()
+        giving = Giving(params, self._servers)
         enter(WAITING)
         while True:
             aim.take()
@@ -482,7 +483,7 @@ class Client:
                         pool=pool,
                         max_bytes=max_bytes,
                         deadline=deadline,
-                        cancelled=aborts,
+                        cancelled=cancelled if isinstance(cancelled, Cancellation) else None,
                         more=more if owner in (None, server) else more | NO_STORE,
                         hedged={} if owner is None else NO_STORE,
                     )
@@ -491,7 +492,8 @@ class Client:
                         if pool is None or aim.is_provisional:
                             self.names.learn(answer.header(PROVISIONAL_HEADER), server)
                         return answer
-                    raise error_of(answer, server, several=len(self._servers) > 1)
+                    giving.help_after(answer, server, deadline)
+                    continue
                 except UnicodeEncodeError as error:
                     raise not_text(error) from None
                 except Transient as error:

@@ -157,6 +157,7 @@ class Server:
         accept: str,
         *,
         json: Any = None,
+        content: bytes | None = None,
         pool: BufferPool | Places | None = None,
         max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
@@ -166,7 +167,7 @@ class Server:
         """Send a request once and return the response.
 
         `max_bytes` limits a body that is read into the `pool`, or goes to its places. `more` are headers of this
-        request alone.
+        request alone. `content` is a body that is not JSON, for requests without a `pool`.
 
         Raises
         ------
@@ -180,7 +181,9 @@ class Server:
             return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
         headers = {"accept": accept, **more}
-        request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
+        request = self._http.build_request(
+            method, target, headers=headers, json=json, content=content, extensions=extensions
+        )
         response = self._http.send(request)
         self.has_answered = True
         if self._local is not None:

@@ -37,6 +37,8 @@ class Labels:
     class_mode : str
     classes : sequence of str or number, optional
         See `h5feed.prepare.Preparation`.
+    source : str, optional
+        The field, if batches have it under another name.
 
     Raises
     ------
@@ -53,8 +55,10 @@ class Labels:
         name: str,
         class_mode: ClassMode,
         classes: Sequence[str | float] | None = None,
+        source: str | None = None,
     ) -> None:
-        field = dataset.fields[name]
+        self._source = name if source is None else source
+        field = dataset.fields[self._source]
         self.name = name
         self._dataset = dataset
         self._mode = "int" if class_mode == "sparse" else class_mode
@@ -62,7 +66,7 @@ class Labels:
         self._is_scalar = not self._is_text and np.prod(field.shape, dtype=int) == 1
         self._is_wide = not self._is_text and len(field.shape) == 1 and not self._is_scalar
         self._is_whole = self._is_scalar and (field.dtype == "bool" or "int" in field.dtype)
-        self._chosen = None if classes is None else chosen_classes(dataset, name, classes)
+        self._chosen = None if classes is None else chosen_classes(dataset, self._source, classes)
         self._is_renumbered = self._is_text or self._chosen is not None
         if self._mode == "raw" and self._chosen is not None:
             raise BadParameter("class_mode='raw' gives stored values, but classes= numbers them: use one of the two")
@@ -85,7 +89,7 @@ class Labels:
                 )
 
     def _check_classes(self) -> None:
-        field = self._dataset.fields[self.name]
+        field = self._dataset.fields[self._source]
         if not self.are_classes:
             raise BadParameter(
                 f"class_mode={self._mode!r} needs classes: integers, bools, text or one-hot rows, not {self.name!r} "
@@ -97,8 +101,8 @@ class Labels:
     @cached_property
     def _counted(self) -> Mapping[str, Any]:
         """The server's answer about the classes of this field, over all rows."""
-        answer = self._dataset.splits(classes=self.name)
-        return answer if answer.get("classes_of") == self.name else {}
+        answer = self._dataset.splits(classes=self._source)
+        return answer if answer.get("classes_of") == self._source else {}
 
     @property
     def are_classes(self) -> bool:
@@ -111,7 +115,7 @@ class Labels:
         if self._chosen is not None:
             return list(self._chosen.values())
         if self._is_wide:
-            return list(range(self._dataset.fields[self.name].shape[0]))
+            return list(range(self._dataset.fields[self._source].shape[0]))
         everything = self._counted["splits"]["all"] if self._counted else {}
         return sorted(entry["value"] for entry in everything.get("classes", []))
 
@@ -132,7 +136,7 @@ class Labels:
     @property
     def _names(self) -> list[str]:
         """Class names in order of their numbers, if the file has them."""
-        return [] if self._is_text else list(self._dataset.fields[self.name].class_names or ())
+        return [] if self._is_text else list(self._dataset.fields[self._source].class_names or ())
 
     @cached_property
     def _index_of(self) -> dict[Any, int]:
@@ -143,29 +147,32 @@ class Labels:
         return self._index_of[value] if self._is_renumbered or self._mode == "binary" else int(value)
 
     def ids(self, batch: Batch) -> npt.NDArray[Any]:
-        """Class numbers, (rows,) ints; the stored values if the field does not hold classes."""
+        """Class numbers, (rows,) ints, or (rows, several) if samples have several rows; the stored values if the field
+        does not hold classes."""
         if self._is_text:
             return np.array([self._index_of[text] for text in batch.text(self.name)], np.int64)
         stored = batch[self.name]
+        # Samples of several rows have axes between those of the batch and of a row.
+        axes = stored.ndim - len(self._dataset.fields[self._source].shape)
         if self._chosen is not None:
-            return self._renumbered(stored.reshape(-1))
+            return self._renumbered(stored.reshape(stored.shape[:axes]))
         if self._is_scalar and self._mode == "binary":
-            is_second: npt.NDArray[Any] = stored.reshape(-1) == self.values[1]
+            is_second: npt.NDArray[Any] = stored.reshape(stored.shape[:axes]) == self.values[1]
             return is_second.astype(np.int64)
         if self._is_whole:
-            return stored.reshape(-1)
+            return stored.reshape(stored.shape[:axes])
         if self._is_wide and self.are_classes:
-            positions: npt.NDArray[Any] = stored.argmax(axis=1)
+            positions: npt.NDArray[Any] = stored.argmax(axis=-1)
             return positions
         return stored
 
     def _renumbered(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The numbers of the chosen classes, (rows,) int64, from stored values, (rows,)."""
+        """The numbers of the chosen classes, int64, from stored values of the same shape."""
         values, numbers = self._sorted
         places = np.minimum(np.searchsorted(values, stored), len(values) - 1)
         others = np.flatnonzero(values[places] != stored)
         if len(others):
-            raise BadAnswer(f"received a row of class {stored[others[0]]}, which is not one of classes=")
+            raise BadAnswer(f"received a row of class {stored.reshape(-1)[others[0]]}, which is not one of classes=")
         return numbers[places]
 
     @cached_property
@@ -202,10 +209,11 @@ class Labels:
             return self.ids(batch)
         if self._is_wide:
             return batch[self.name].astype(np.float32, copy=False)
-        ids = self.ids(batch).reshape(-1).astype(np.intp)
-        one_hot = np.zeros((len(ids), self.count), np.float32)
-        one_hot[np.arange(len(ids)), ids] = 1.0
-        return one_hot
+        ids = self.ids(batch)
+        places = ids.reshape(-1).astype(np.intp)
+        one_hot = np.zeros((len(places), self.count), np.float32)
+        one_hot[np.arange(len(places)), places] = 1.0
+        return one_hot.reshape(*ids.shape, self.count)
 
 
 _SHOWN = 8

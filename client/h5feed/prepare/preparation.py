@@ -6,9 +6,9 @@ at a time, so a transform need not be thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Names
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,13 @@ class Preparation:
     ragged : mapping, optional
         The options ``pad``, ``pack`` … of `h5feed.ragged.layout_of`. Padded and packed fields are passed on as they
         are, and so are the arrays that come with them: ``x=["tokens", "tokens.mask"]``.
+    sparse : ``"dense"`` or ``"csr"``
+        What inputs with sparse rows become. ``"csr"``: matrices of scipy, without scaling or transform.
+    masks : mapping of str to str, optional
+        Masks of samples of several rows, by name, with the fields that they belong to. They can be named in `x` and
+        `sample_weight`.
+    renamed : mapping of str to str, optional
+        Fields that batches have under another name, too, by that name.
 
     Attributes
     ----------
@@ -122,37 +129,47 @@ class Preparation:
         shard: int = 0,
         split_options: Mapping[str, Any] | None = None,
         ragged: Mapping[str, Any] | None = None,
+        sparse: Literal["dense", "csr"] = "dense",
+        masks: Mapping[str, str] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         if class_mode is not None and class_mode not in CLASS_MODES:
             raise BadParameter(f"class_mode={class_mode!r} must be one of {', '.join(map(repr, CLASS_MODES))} or None")
         no_targets = class_mode in (None, "input")
         # A field named as a target is not a default input, and vice versa: the model could just copy it.
+        masks, renamed = masks or {}, renamed or {}
         layout = layout_of(dataset.fields, _chosen_lists(dataset, x, y, ragged or {}), ragged or {})
         self._derived = {} if layout is None else layout.derived
         self._laid = () if layout is None else layout.fields
         of_layout = _OfLayout(layout)
-        self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)), of_layout)
-        self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout)
+        known = {*dataset.fields, *renamed, *of_layout.derived}
+        others = (*(() if no_targets else _names(y)), *_names(sample_weight))
+        self._x = _Fields(dataset, "input", x, others, of_layout, {*known, *masks})
+        self._y = _Fields(
+            dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout, known
+        )
         self._weight = sample_weight
         self.inputs, self.targets = self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
             raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
-        stored = [name for name in self._x.names if name not in self._derived and name not in self._laid]
+        stored = [
+            name for name in self._x.names if name not in masks and name not in self._derived and name not in self._laid
+        ]
         for name in stored:
-            if dataset.fields[name].dtype == "string":
+            if dataset.fields[renamed.get(name, name)].dtype == "string":
                 raise BadParameter(
                     f"the field {name!r} is text, but a model needs numbers: pad={name!r} gives its bytes as numbers"
                 )
         wanted = [*self._x.names, *self._y.names, *([sample_weight] if sample_weight else [])]
-        self.fields = of_layout.requested(wanted)
-        _check_known(dataset, self.fields)
+        self.fields = of_layout.requested([masks.get(name, name) for name in wanted])
+        _check_known(dataset, self.fields, known)
         self._is_autoencoder = class_mode == "input"
         self.classes = classes
         if classes is not None and self._y.names:
             label_of(dataset, {"x": x, "y": y, "sample_weight": sample_weight})
         self._labels = {
-            name: Labels(dataset, name, class_mode or "auto", classes)
+            name: Labels(dataset, name, class_mode or "auto", classes, renamed.get(name))
             for name in self._y.names
             if name not in self._derived and name not in self._laid
         }
@@ -162,13 +179,16 @@ class Preparation:
         self._scales = {
             name: scale
             for name in stored
-            if (scale := scale_of(dataset, name, split, rescale, mean, std, split_options or {})) is not None
+            if (scale := scale_of(dataset, name, split, rescale, mean, std, split_options or {}, renamed.get(name)))
+            is not None
         }
         self._pool = BufferPool(POOL_BYTES)
         self._transform = None if transform is None else adapted(transform)
         self.transforms = self._transform is not None
         self._writes = self._transform is not None and self._transform.writes
         self._seed, self._shard = seed, shard
+        if sparse == "csr":
+            self._check_sparse(dataset)
 
     def __call__(self, batch: Batch, epoch: int | None = None, pool: BufferPool | None = None) -> tuple[Any, ...]:
         """Prepare a batch for the model.
@@ -199,7 +219,20 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
-    def _input(self, batch: Batch, name: str, pool: BufferPool) -> npt.NDArray[Any]:
+    def _check_sparse(self, dataset: RemoteDataset) -> None:
+        """Raise `BadParameter` if sparse rows would have to be dense."""
+        for name in self.fields:
+            if dataset.fields[name].index_dtype is None:
+                continue
+            if name not in self.inputs or name in self.targets or self._scales or self.transforms:
+                raise BadParameter(
+                    "sparse='csr' is only for inputs without rescale, mean, std and transform: use sparse='dense', or "
+                    f"leave these out, and {name!r} out of y= and sample_weight="
+                )
+
+    def _input(self, batch: Batch, name: str, pool: BufferPool) -> Any:
+        if name in batch.columns:
+            return batch.sparse(name)
         stored, scale = batch[name], self._scales.get(name)
         if scale is None and not self._writes:
             return stored
@@ -238,7 +271,7 @@ def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
         There is none, or more than one.
     """
     others = (*_names(preparing.get("x")), *_names(preparing.get("sample_weight")))
-    names = _Fields(dataset, "label", preparing.get("y"), others, _OfLayout(None)).names
+    names = _Fields(dataset, "label", preparing.get("y"), others, _OfLayout(None), dataset.fields).names
     if len(names) != 1:
         found = ", ".join(map(repr, names)) or "none"
         raise BadParameter(f"classes= needs one label field, but {dataset.name!r} has {found}: choose one with y=")
@@ -287,13 +320,14 @@ class _Fields:
         chosen: FieldNames | None,
         others: Names[str],
         of_layout: _OfLayout,
+        valid: Collection[str],
     ) -> None:
         if chosen is None:
             chosen = [name for name in of_layout.defaults(dataset, role) if name not in others]
         self.names = _names(chosen)
         self._keys = list(chosen) if isinstance(chosen, Mapping) else None
         self._as_tuple = isinstance(chosen, tuple)
-        _check_known(dataset, [name for name in self.names if name not in of_layout.derived])
+        _check_known(dataset, self.names, valid)
 
     def arranged(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
         """The arrays as None, an array, a tuple or a dict."""
@@ -353,10 +387,12 @@ def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
     return texts[:1]
 
 
-def _check_known(dataset: RemoteDataset, names: list[str]) -> None:
+def _check_known(dataset: RemoteDataset, names: list[str], valid: Collection[str]) -> None:
     for name in names:
-        if name not in dataset.fields:
-            raise no_field(name, dataset.fields, f"{dataset.name!r} has no field")
-        field = dataset.fields[name]
-        if not field.readable:
+        if name not in valid:
+            raise no_field(
+                name, [*dataset.fields, *sorted({*valid} - {*dataset.fields})], f"{dataset.name!r} has no field"
+            )
+        field = dataset.fields.get(name)
+        if field is not None and not field.readable:
             raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")

@@ -42,8 +42,14 @@ def scale_of(
     mean: Statistic | Mapping[str, Statistic] | None,
     std: Statistic | Mapping[str, Statistic] | None,
     split_options: Mapping[str, Any],
+    source: str | None = None,
 ) -> Scale | None:
     """The scale of one field, see `h5feed.prepare.Preparation`; None if there is nothing to scale.
+
+    Parameters
+    ----------
+    source : str, optional
+        The field, if batches have it under another name.
 
     Raises
     ------
@@ -57,8 +63,9 @@ def scale_of(
     if all(value is None for value in given.values()):
         return None
     factor = _number("rescale", given.pop("rescale"), 1.0)
-    statistics = _statistics(dataset, name, split, split_options) if any(map(_is_server, given.values())) else {}
-    shape = dataset.fields[name].shape
+    source = name if source is None else source
+    statistics = _statistics(dataset, source, split, split_options) if any(map(_is_server, given.values())) else {}
+    shape = dataset.fields[source].shape
     shift, spread = (
         _counted(statistics, option, name, shape) * factor if _is_server(value) else _number(option, value, default)
         for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)

@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DatasetCorrupt
 from .chunk_reader import ChunkReader, fill_row
 from .chunk_rows import ChunkRows
 from .column import Column, Segment
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .padding import cut_padding
-from .ranges import ranges_of_items, ranges_of_rows
+from .ranges import parts_of_lists, ranges_of_items, ranges_of_rows, stored_parts
 from .scratch import Bytes
 from .source import Ranges, Source
 
@@ -103,32 +105,81 @@ class ArrayReader:
         out : (offsets[k],) of the column's dtype
         skipped : (k,) int64, optional
             Number of items at the start of each list that are not wanted; default: none.
+
+        Raises
+        ------
+        DatasetCorrupt
+            Also if items are not below the `Segment.below` of the column.
         """
         lengths = np.diff(offsets)
-        spans = [
-            (segment, *self._span(segment, local, lengths[where], None if skipped is None else skipped[where]), where)
-            for segment, places, local in column.divide(rows)
-            for where in [np.arange(len(rows)) if places is None else places]
-        ]
-        # All segments begin before the first is waited for.
-        for segment, begins, ends, where in [(self._ahead_of_items(*span[:3]), *span[1:]) for span in spans]:
-            wanted = zip(
-                begins.tolist(), ends.tolist(), offsets[where].tolist(), offsets[where + 1].tolist(), strict=True
-            )
-            with segment.source.reading() as handle:
-                for begin, end, first, last in wanted:
-                    if segment.as_stored:
-                        self.read_items(segment, handle, begin, end, out[first:last].view(np.uint8))
-                        continue
-                    stored = np.empty(end - begin, segment.array.dtype)
-                    self.read_items(segment, handle, begin, end, stored.view(np.uint8))
-                    out[first:last] = cut_padding(stored, segment.array.padding)
+        spans = []
+        for segment, places, local in column.divide(rows):
+            everywhere: Any = slice(None) if places is None else places
+            spans.append((segment, places, *self._span(segment, local, lengths, skipped, everywhere)))
+        if column.answers_late:
+            # All segments begin before the first is waited for.
+            spans = [(self._ahead_of_items(one[0], *one[2:]), *one[1:]) for one in spans]
+        for segment, places, begins, ends in spans:
+            firsts = offsets[:-1] if places is None else offsets[places]
+            if segment.as_stored:
+                self._read_spans(segment, begins, ends, firsts, out.view(np.uint8))
+                continue
+            own = np.concatenate([[0], np.cumsum(ends - begins)])
+            stored = np.empty(own[-1], segment.array.dtype)
+            self._read_spans(segment, begins, ends, own[:-1], stored.view(np.uint8))
+            values = cut_padding(stored, segment.array.padding)
+            if places is None:
+                out[...] = values
+                continue
+            for first, (begin, end) in zip(firsts.tolist(), pairwise(own.tolist()), strict=True):
+                out[first : first + end - begin] = values[begin:end]
+        check_below(column, rows, offsets, out)
 
-    def _span(self, segment: Segment, rows: Int64s, lengths: Int64s, skipped: Int64s | None) -> tuple[Int64s, Int64s]:
+    def _read_spans(self, segment: Segment, begins: Int64s, ends: Int64s, firsts: Int64s, target: Bytes) -> None:
+        """Read lists of items of a flat array as they are stored.
+
+        Parameters
+        ----------
+        begins, ends : (k,) int64
+            The first item of each list, and the one after the last.
+        firsts : (k,) int64
+            Where each list begins in `target`, in items.
+        target : (n,) uint8
+        """
+        source, array, itemsize = segment.source, segment.array, segment.array.row_bytes
+        if array.chunk_shape is not None:
+            parts = parts_of_lists(begins, ends, array.chunk_shape[0])
+            places = firsts[parts.owners] + parts.begins - begins[parts.owners]
+            if array.filters:
+                self._chunks.read_lists(source, array, parts, places, target)
+                return
+            offsets, sizes, written = stored_parts(array, parts)
+            if len(written) < len(parts.owners):
+                fill = np.frombuffer(array.fill, np.uint8)
+                for part in np.setdiff1d(np.arange(len(places)), written).tolist():
+                    place, count = int(places[part]), int(parts.ends[part] - parts.begins[part])
+                    target[place * itemsize : (place + count) * itemsize] = np.tile(fill, count)
+            offsets, sizes, places = _joined(offsets, sizes, places[written] * itemsize)
+            source.read_rows(offsets, sizes, target, places)
+        elif array.inline is not None or array.offset is None:
+            with source.reading() as handle:
+                for begin, end, first in zip(begins.tolist(), ends.tolist(), firsts.tolist(), strict=True):
+                    part = target[first * itemsize : (first + end - begin) * itemsize]
+                    self.read_items(segment, handle, begin, end, part)
+        else:
+            filled = np.flatnonzero(ends > begins)
+            begins, ends, firsts = begins[filled], ends[filled], firsts[filled]
+            offsets, sizes = array.offset + begins * itemsize, (ends - begins) * itemsize
+            offsets, sizes, places = _joined(offsets, sizes, firsts * itemsize)
+            source.read_rows(offsets, sizes, target, places)
+
+    def _span(
+        self, segment: Segment, rows: Int64s, lengths: Int64s, skipped: Int64s | None, places: Any
+    ) -> tuple[Int64s, Int64s]:
         """The first item, and the one after the last, of parts of lists."""
         assert segment.offsets is not None
-        begins = segment.offsets[rows] if skipped is None else segment.offsets[rows] + skipped
-        return begins, begins + lengths
+        begins = segment.offsets[rows] if skipped is None else segment.offsets[rows] + skipped[places]
+        return begins, begins + lengths[places]
 
     def _ahead_of_items(self, segment: Segment, begins: Int64s, ends: Int64s) -> Segment:
         source = segment.source.ahead(partial(self.item_ranges, segment, begins, ends))
@@ -254,14 +305,39 @@ class ArrayReader:
 def _ranges_of_rows(
     offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, count: int
 ) -> tuple[Int64s, Int64s, Int64s]:
-    """The ranges to read, one for each row: offsets, sizes, and where they begin among `count` rows, in bytes. If
-    `places` is None, consecutive rows share one."""
+    """The ranges to read: offsets, sizes, and where they begin among `count` rows, in bytes. Consecutive rows of
+    consecutive places share one."""
     offsets = rows * row_bytes + offset
-    if places is not None:
-        return offsets, np.full(len(rows), row_bytes, np.int64), places * row_bytes
+    begins = np.arange(0, count * row_bytes, row_bytes) if places is None else places * row_bytes
     if len(rows) > 1 and rows[1] == rows[0] + 1:
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-        begins = starts * row_bytes
-        return offsets[starts], np.diff(begins, append=count * row_bytes), begins
+        follows = np.diff(rows) == 1
+        if places is not None:
+            follows &= np.diff(places) == 1
+        starts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
+        return offsets[starts], np.diff(starts, append=len(rows)) * row_bytes, begins[starts]
     # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
-    return offsets, np.full(len(rows), row_bytes, np.int64), np.arange(0, count * row_bytes, row_bytes)
+    return offsets, np.full(len(rows), row_bytes, np.int64), begins
+
+
+def _joined(offsets: Int64s, sizes: Int64s, begins: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """The same ranges, of which those that follow each other in the file and in the target are joined."""
+    if len(offsets) < 2:
+        return offsets, sizes, begins
+    follows = (offsets[1:] == offsets[:-1] + sizes[:-1]) & (begins[1:] == begins[:-1] + sizes[:-1])
+    if not follows.any():
+        return offsets, sizes, begins
+    starts = np.flatnonzero(np.concatenate([[True], ~follows]))
+    return offsets[starts], np.add.reduceat(sizes, starts), begins[starts]
+
+
+def check_below(column: Column, rows: Int64s, offsets: Int64s, items: npt.NDArray[Any]) -> None:
+    """Raise `DatasetCorrupt` if an item of lists is negative, or not below the `Segment.below` of the column."""
+    below = column.segments[0].below
+    if below is None or not items.size or (items.min() >= 0 and items.max() < below):
+        return
+    place = int(np.flatnonzero((items < 0) | (items >= below))[0])
+    row = int(rows[np.searchsorted(offsets, place, side="right") - 1])
+    raise DatasetCorrupt(
+        f"row {row} of {column.segments[0].array.path!r} has the column index {items[place]}, but the matrix has "
+        f"{below} columns"
+    )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .chunk_rows import ChunkRows, grouped, parts_of
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
+from .ranges import ListParts
 from .scratch import SCRATCH_BYTES, Bytes
 from .source import Source
 
@@ -57,6 +58,35 @@ class ChunkReader:
                 self._read_chunk(source, array, job, target)
 
         self._decoders.share(_chunk_jobs(array, rows, places), work)
+
+    def read_lists(self, source: Source, array: ArrayLayout, parts: ListParts, places: Int64s, target: Bytes) -> None:
+        """Read parts of lists from a flat array with filters. Each chunk is decoded once.
+
+        Parameters
+        ----------
+        source : Source
+        array : ArrayLayout
+        parts : ListParts
+        places : (n,) int64
+            Where each part begins in `target`, in items.
+        target : (m,) uint8
+        """
+        assert array.chunk_shape is not None
+        if not len(places):
+            return
+        height, itemsize = array.chunk_shape[0], array.row_bytes
+        order, numbers, bounds = grouped(parts.chunks)
+
+        def work(remaining: Iterator[tuple[int, tuple[int, int]]]) -> None:
+            for number, (start, stop) in remaining:
+                held = self._chunk_rows.chunk_row(source, array, number)
+                picked = order[start:stop]
+                begins = ((parts.begins[picked] - number * height) * itemsize).tolist()
+                ends = ((parts.ends[picked] - number * height) * itemsize).tolist()
+                for place, begin, end in zip((places[picked] * itemsize).tolist(), begins, ends, strict=True):
+                    target[place : place + end - begin] = held[begin:end]
+
+        self._decoders.share(zip(numbers.tolist(), pairwise(bounds), strict=True), work)
 
     def _read_single_rows(
         self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes

@@ -69,6 +69,10 @@ class Segment:
     served_as : str or None
         NumPy type string of the served values, if it differs from the stored type: the float that packed numbers are
         unpacked to, or the longest text of all segments.
+    indices : Segment or None
+        Rows are sparse: the column index of each item, with the same offsets. Its `below` is the number of columns.
+    below : int or None
+        Items are integers from 0 to ``below - 1``. They are checked when they are read.
     """
 
     source: Source
@@ -77,6 +81,8 @@ class Segment:
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
     served_as: str | None = None
+    indices: Segment | None = field(default=None, compare=False, repr=False)
+    below: int | None = None
 
     @property
     def file(self) -> FileSource:
@@ -101,6 +107,8 @@ class Segment:
         dtype, sample_shape = wire_array(self.array)
         if self.served_as is not None:
             dtype = np.dtype(self.served_as)
+        if self.indices is not None and self.indices.below is not None:
+            return dtype, (self.indices.below,)
         shape = self.array.shape[:-1] if self.transposed else sample_shape
         # Drop axes of length 1 if each row is a single string.
         return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
@@ -156,8 +164,19 @@ class Column:
         return replace(self, images=None)
 
     @cached_property
+    def indices(self) -> Column | None:
+        """The column indices of sparse rows, as lists; None if rows are not sparse."""
+        found = tuple(segment.indices for segment in self.segments if segment.indices is not None)
+        return Column(found) if found else None
+
+    @cached_property
+    def stored_values(self) -> Column:
+        """The values that are stored of sparse rows, as lists."""
+        return replace(self, segments=tuple(replace(segment, indices=None) for segment in self.segments))
+
+    @cached_property
     def is_ragged(self) -> bool:
-        """Whether rows are variable-length lists or text; if so, `dtype` is that of the items."""
+        """Whether rows are variable-length lists or text, or sparse; if so, `dtype` is that of the items."""
         return self.dtype.kind == "S" or self.has_lists
 
     @cached_property
@@ -182,7 +201,7 @@ class Column:
 
     @cached_property
     def rows(self) -> int:
-        return int(self._bounds[-1])
+        return int(self.bounds[-1])
 
     @cached_property
     def pieces(self) -> int:
@@ -212,12 +231,13 @@ class Column:
         return self.images, *parts
 
     @cached_property
-    def _bounds(self) -> Int64s:
+    def bounds(self) -> Int64s:
+        """First row of each segment, and the number of rows, (segments + 1,) int64."""
         return np.cumsum([0, *(segment.rows for segment in self.segments)], dtype=np.int64)
 
     def parts(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
         """The segments of rows start … stop-1, each with its first row of them and the one after the last."""
-        begins, found = self._bounds, []
+        begins, found = self.bounds, []
         number = max(0, int(np.searchsorted(begins, start, side="right")) - 1)
         while number < len(self.segments) and begins[number] < stop:
             first, last = max(start, int(begins[number])), min(stop, int(begins[number + 1]))
@@ -245,8 +265,8 @@ class Column:
         if len(self.segments) == 1:
             yield self.segments[0], None, rows
             return
-        owner = np.searchsorted(self._bounds, rows, side="right") - 1
+        owner = np.searchsorted(self.bounds, rows, side="right") - 1
         order = np.argsort(owner, kind="stable")
         numbers, begins = np.unique(owner[order], return_index=True)
         for number, places in zip(numbers.tolist(), np.split(order, begins[1:]), strict=len(rows) > 0):
-            yield self.segments[number], places, rows[places] - self._bounds[number]
+            yield self.segments[number], places, rows[places] - self.bounds[number]

@@ -46,7 +46,7 @@ class Packing:
         """The unpacked numbers; `stored` is not modified."""
         if self.unsigned:
             stored = stored.view(stored.dtype.str.replace("i", "u"))
-        values = stored.astype(self.dtype)
+        values: npt.NDArray[Any] = stored.astype(self.dtype)
         one = np.dtype(self.dtype).type
         # Numbers that stand for missing values may overflow.
         with np.errstate(all="ignore"):

@@ -71,7 +71,8 @@ class FieldPieces:
         Those that hold any of the rows, and the number of their file; None: the bytes are in the body. The chunk tables
         of their arrays contain only the chunks to be read.
     rows : (n,) int64 or None
-        The rows, counted over these segments; None: there is one segment, and they are the row ids.
+        The rows, counted over these segments; None: there is one segment, and they are the row ids. If samples have
+        several rows, those of a sample follow each other.
     """
 
     segments: Sequence[tuple[Segment, int | None]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,13 +50,69 @@ def ranges_of_items(array: ArrayLayout, begins: Int64s, ends: Int64s, is_needed:
     if array.inline is not None or not len(begins):
         return NOTHING
     if array.chunk_shape is not None:
-        height = array.chunk_shape[0]
-        # Each list reads the chunks that it lies in, whether others lie there, too.
-        spans = [np.arange(b // height, -(-e // height)) for b, e in zip(begins.tolist(), ends.tolist(), strict=True)]
-        return ranges_of_chunk_rows(array, is_needed(np.concatenate(spans).astype(np.int64)))
+        parts = parts_of_lists(begins, ends, array.chunk_shape[0])
+        if array.filters:
+            return ranges_of_chunk_rows(array, is_needed(np.unique(parts.chunks)))
+        return stored_parts(array, parts)[:2]
     if array.offset is None:
         return NOTHING
     return array.offset + begins * array.row_bytes, (ends - begins) * array.row_bytes
+
+
+class ListParts(NamedTuple):
+    """Lists, cut at the borders of chunks. All are (n,) int64.
+
+    Attributes
+    ----------
+    owners : int64
+        Number of the list that each part belongs to; ascending.
+    chunks : int64
+        Number of the chunk that holds it.
+    begins, ends : int64
+        Its first item, and the one after the last, counted from the beginning of the array.
+    """
+
+    owners: Int64s
+    chunks: Int64s
+    begins: Int64s
+    ends: Int64s
+
+
+def parts_of_lists(begins: Int64s, ends: Int64s, height: int) -> ListParts:
+    """The parts of lists from item `begins[i]` to the one before `ends[i]`, in chunks of `height` items."""
+    filled = np.flatnonzero(ends > begins)
+    first = begins[filled] // height
+    counts = (ends[filled] - 1) // height - first + 1
+    within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    owners, chunks = np.repeat(filled, counts), np.repeat(first, counts) + within
+    return ListParts(
+        owners,
+        chunks,
+        np.maximum(begins[owners], chunks * height),
+        np.minimum(ends[owners], (chunks + 1) * height),
+    )
+
+
+def stored_parts(array: ArrayLayout, parts: ListParts) -> tuple[Int64s, Int64s, Int64s]:
+    """Where the parts of lists are in unfiltered chunks.
+
+    Returns
+    -------
+    offsets, sizes : (m,) int64
+        In bytes.
+    written : (m,) int64
+        Which parts these are: the others are in chunks that were never written.
+    """
+    assert array.chunks is not None and array.chunk_shape is not None
+    entries = array.chunks.find(parts.chunks)
+    written = np.flatnonzero(entries >= 0)
+    begins, ends = parts.begins[written], parts.ends[written]
+    within = begins - parts.chunks[written] * array.chunk_shape[0]
+    return (
+        array.chunks.offsets[entries[written]] + within * array.row_bytes,
+        (ends - begins) * array.row_bytes,
+        written,
+    )
 
 
 def _of_chunked(array: ArrayLayout, rows: Int64s, is_needed: Callable[[Int64s], Int64s]) -> Ranges:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.csr import SparseRows
 from h5feed.errors import FeedError
-from h5feed.wire import OFFSETS, read_body
+from h5feed.wire import DATA, INDICES, INDPTR, OFFSETS, read_body
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
@@ -72,9 +73,9 @@ def cells(
             found[field.name] = [_pictured(dataset, field, row, side) for row in rows.tolist()]
         elif kind == "none":
             found[field.name] = [Cell(str(field.unreadable), problem=True)] * len(rows)
-        elif field.is_ragged and _list_bytes(services, field) > _CELL_LIST_BYTES:
+        elif field.is_ragged and not field.is_sparse and _list_bytes(services, field) > _CELL_LIST_BYTES:
             found[field.name] = [Cell("too long to show here: open the row")] * len(rows)
-        elif field.is_ragged or field.row_bytes <= _CELL_ROW_BYTES:
+        elif (field.is_ragged and not field.is_sparse) or field.row_bytes <= _CELL_ROW_BYTES:
             read.append(field)
         else:
             shape = " × ".join(map(str, field.sample_shape))
@@ -103,6 +104,9 @@ def _read(
 
 
 def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
+    if field.is_sparse:
+        data, indices, indptr = (tensors[field.name + suffix] for suffix in (DATA, INDICES, INDPTR))
+        return [_listed(row) for row in SparseRows(data, indices, indptr, field.sample_shape[0]).dense()]
     values, kind = tensors[field.name], kind_of(dataset, field)
     if field.is_text:
         return [Cell(text, value=text) for text in text_at(values, tensors[field.name + OFFSETS], CELL_CHARS)]

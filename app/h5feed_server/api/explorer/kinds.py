@@ -61,7 +61,7 @@ def kind_of(dataset: Dataset, field: Field) -> Kind:
         return "none"
     if field.is_text:
         return "text"
-    if field.is_ragged:
+    if field.is_ragged and not field.is_sparse:
         return "signal" if field.dtype.kind == "f" else "list"
     shape = field.sample_shape
     count = math.prod(shape)

@@ -258,6 +258,8 @@ def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, rep
 def type_of(field: Field) -> str:
     """Item type and shape of a row, as numpy writes them."""
     shape = " × ".join(map(str, field.sample_shape))
+    if field.is_sparse:
+        return f"{field.type_name} {shape}, sparse"
     return f"{field.type_name} list" if field.is_ragged and not field.is_text else f"{field.type_name} {shape}".strip()
 
 

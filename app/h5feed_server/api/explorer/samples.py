@@ -171,11 +171,14 @@ def sample(services: Services, field: Field, row: int) -> npt.NDArray[Any]:
     """
     rows = np.array([row], np.int64)
     reader = services.batcher.reader
-    if field.is_ragged:
+    if field.is_ragged and not field.is_sparse:
         values, _ = reader.read_ragged(field.column, rows)
     else:
         if field.row_bytes > MAX_SAMPLE_BYTES:
             raise TooLarge(f"a row of {field.name!r} has {field.row_bytes:,} bytes: too many to show")
+        if field.is_sparse:
+            dense: npt.NDArray[Any] = reader.read_sparse(field.column, rows).dense()[0]
+            return dense
         values = np.empty((1, *field.sample_shape), field.dtype)
         reader.read(field.column, rows, values)
         values = values[0]

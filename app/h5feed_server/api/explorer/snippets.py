@@ -82,7 +82,8 @@ def inputs(dataset: Dataset) -> list[str] | None:
     readable = [field for field in dataset.fields if not field.unreadable]
     if any(field.role == "input" for field in readable):
         return None
-    numbers = [field.name for field in readable if not field.is_text and not field.is_ragged and field.role != "label"]
+    alike = [field for field in readable if field.is_sparse or not field.is_ragged]
+    numbers = [field.name for field in alike if not field.is_text and field.role != "label"]
     return numbers or None
 
 

@@ -54,7 +54,7 @@ MAX_DEPTH = 32
 MAX_TEXT_TOTAL = 16 << 20
 """Bound on the bytes of names, attributes and reasons in one layout, which every worker holds in memory."""
 
-_TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
+_TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse")
 """Attributes of groups that say how to interpret the arrays below them."""
 
 _USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
