@@ -27,7 +27,10 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     Attributes
     ----------
     rows : (batch,) int64
-        Row ids in the dataset; of a mixture, in the dataset of their source.
+        Row ids in the dataset; of a mixture, in the dataset of their source. With ``pack=``, those of all rows in the
+        packed rows, one after the other.
+    row_offsets : (batch + 1,) int64 or None
+        With ``pack=``: where the rows of each packed row begin in `rows`.
     weight : (batch,) float32 or None
         With ``last="pad"``: 1 for a row, 0 for a padding row.
     source : (batch,) int64 or None
@@ -39,7 +42,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         ``NAME.indices`` and ``NAME.indptr``: see `sparse` and `dense`.
     """
 
-    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "rows", "source", "weight")
+    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "row_offsets", "rows", "source", "weight")
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     ) -> None:
         self._fields = fields
         self.rows = rows
+        self.row_offsets: npt.NDArray[np.int64] | None = None
         self.weight = weight
         self.index = index
         self.epoch = epoch

@@ -35,6 +35,9 @@ GROUPS = {
     "Windows of rows": ("sequence_length", "sequence_stride", "sampling_rate", "offsets", "ends", "episode"),
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
+    "Rows of different lengths": (
+        *("pad", "max_length", "truncate", "bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong"),
+    ),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
     "Answer": (
@@ -72,6 +75,12 @@ EXAMPLES: dict[str, Any] = {
     "window": 1024,
     "balance": True,
     "epoch_rows": 1000,
+    "max_length": "128",
+    "truncate": "start",
+    "bucket": 8192,
+    "bucket_group": 1,
+    "pack": 4096,
+    "overlong": "split",
     "shard": 1,
     "shards": 2,
     "compress": "zstd",

@@ -8,12 +8,13 @@ from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
 from .joins_spec import JoinsSpec
+from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec, JoinsSpec):
+class OrderSpec(FilteredSpec, JoinsSpec, RaggedSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -87,6 +88,11 @@ class OrderSpec(FilteredSpec, JoinsSpec):
             raise ValueError("balance and weights are two ways to draw rows: use one of them")
         if self.draws and self.window is not None:
             raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
+        if self.pack is not None and (self.draws or self.window is not None):
+            raise ValueError(
+                "pack cannot be used with balance, weights or window: which rows share a packed row depends on the "
+                "lengths of all rows of the split"
+            )
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self
@@ -95,6 +101,16 @@ class OrderSpec(FilteredSpec, JoinsSpec):
     def _joins_single_rows(self) -> Self:
         if self.join and self.has_windows:
             raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_of_single_rows(self) -> Self:
+        for name in ("bucket", "pack", "max_length"):
+            if getattr(self, name) is not None and self.has_windows:
+                raise ValueError(f"{name} cannot be used with sequence_length or offsets: it is about single rows")
+        for name in ("bucket", "pack"):
+            if getattr(self, name) is not None and self.join:
+                raise ValueError(f"{name} cannot be used with join: it is about the rows of one dataset")
         return self
 
     @field_validator("split")

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
-from ..blocks import blocks_from
+from ..blocks import Fetch, blocks_from
 from ..buffers import BufferPool
 from ..cache import RowCache
 from ..dataset import Dataset
 from ..errors import BadParameter, RevisionChanged
+from ..fetching.laying_out import laid_out_fetch
 from ..fetching.mixed import SOURCE, MixtureFetcher, MixturePlan, SourcePlan
 from ..fetching.readahead import ReadAhead, read_ahead
 from ..mixing import Mixing, Parts, Stop, tempered, units_of
@@ -27,13 +28,14 @@ from ..offsets import renamed
 from ..options import OrderOptions, SplitOptions
 from ..order import BatchGrid
 from ..plan import Plan, names_of, parameter, tail_of
+from ..ragged import OPTIONS, layout_of
 from ..suggestions import check_options, no_field
 from ..trainable import Trainable
 from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
-from .sources import DENSE, Source, common_fields
+from .sources import DENSE, Source, check_not_put_together, common_fields
 from .weights import Schedule
 
-_OWN_OPTIONS = ("shard", "shards", "last", "fields", "epoch", "epoch_rows")
+_OWN_OPTIONS = ("shard", "shards", "last", "fields", "epoch", "epoch_rows", *OPTIONS)
 """Options that are those of the mixture, and not passed on to its sources."""
 
 
@@ -160,9 +162,13 @@ class Mixture(Trainable):
             self.named_weights(weights)
         if options.get("sparse") not in (None, "dense"):
             raise BadParameter(f"sparse={options['sparse']!r}: {DENSE}")
+        check_not_put_together(given)
         if options.get("epoch_rows") is not None:
             raise BadParameter("epoch_rows= is an option of mix(): the loops of a mixture have the same epochs")
         fields = self._chosen(options)
+        layout = layout_of(self.fields, None if options.get("fields") is None else fields, options)
+        if layout is not None:
+            fields = list(dict.fromkeys([*fields, *layout.fields]))
         passed_on = {name: value for name, value in given.items() if name not in _OWN_OPTIONS and value is not None}
         of_sources = [name for name in fields if name != SOURCE]
         sources = tuple(source.plan(split, of_sources, passed_on) for source in self._sources)
@@ -174,7 +180,7 @@ class Mixture(Trainable):
         return MixturePlan(
             rows=mixing.rows,
             batches=grid.batches,
-            batch_bytes=math.ceil(batch_size * largest),
+            batch_bytes=math.ceil(batch_size * largest) + (0 if layout is None else layout.nbytes(batch_size)),
             params=self._params(split, batch_size, options, mixing, sources),
             batch_size=batch_size,
             tensors=self._tensors(sources, batch_size, last == "pad", SOURCE in fields),
@@ -186,6 +192,7 @@ class Mixture(Trainable):
             mixing=mixing,
             grid=grid,
             sources=sources,
+            layout=layout,
         )
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
@@ -228,7 +235,10 @@ class Mixture(Trainable):
             ),
             strict=True,
         )
-        fetch = MixtureFetcher(plan, fetches, self.revision, pool or self._sources[0].dataset.pool)
+        pool = pool or self._sources[0].dataset.pool
+        fetch: Fetch[Batch] = MixtureFetcher(plan, fetches, self.revision, pool)
+        if plan.layout is not None:
+            fetch = laid_out_fetch(fetch, plan.layout, pool)
         links = [source.dataset.link for source in self._sources]
         link = max(links, key=lambda link: link.width)
         return read_ahead(
@@ -281,7 +291,7 @@ class Mixture(Trainable):
             chosen = [*self.fields_of_role("input"), *self.fields_of_role("label")]
             found = chosen or [one.name for one in self.fields.values() if one.readable and not one.ragged]
             found = [name for name in [*found, *renamed(options)] if name != SOURCE]
-            if not found:
+            if not found and not options.get("pad"):
                 reasons = "; ".join(f"{one.name!r}: {one.reason}" for one in self.fields.values() if one.reason)
                 raise BadParameter(f"the sources have no field in common ({reasons})")
             return found

@@ -12,10 +12,14 @@ from ..fetching.mixed import MOST_SOURCE_ROWS, SOURCE, SOURCE_BATCH_BYTES, Sourc
 from ..frames import Field
 from ..offsets import MASK, Taken, offsets_of, offsets_text, renamed
 from ..plan import conditions, names_of
+from ..ragged import OPTIONS
 from ..suggestions import no_field
 
 _FIELD_OPTIONS = ("encoded", "stratify", "group", "weights", "episode", "offsets")
 """Options that name fields. Conditions of ``where`` name those of the sources."""
+
+_OF_ONE_DATASET = ("bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong")
+"""Options that put several rows of one dataset together, by their lengths."""
 
 DENSE = "mixtures have dense arrays, sparse='dense'"
 
@@ -164,9 +168,22 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
             )
     if options.get("sparse") not in (None, "dense"):
         raise BadParameter(f"options: the source {source!r} has sparse={options['sparse']!r}: {DENSE}")
+    for option in OPTIONS:
+        if options.get(option) is not None:
+            raise BadParameter(f"options: the source {source!r} has {option}=: give it to the loop, for all sources")
+    check_not_put_together(options)
     if options.get("weights") is not None:
         options["weights"] = dataset.named_weights(options["weights"])
     return options
+
+
+def check_not_put_together(options: Mapping[str, Any]) -> None:
+    """Raise `BadParameter` for options of `_OF_ONE_DATASET`."""
+    for option in _OF_ONE_DATASET:
+        if options.get(option) is not None:
+            raise BadParameter(
+                f"{option}= puts rows of one dataset together, not of a mixture: use pad= and max_length="
+            )
 
 
 def common_fields(sources: Sequence[Source]) -> dict[str, Field]:
