@@ -20,6 +20,9 @@ from .loading import Dependencies
 
 Status = Literal["ok", "unreadable", "preparing", "unavailable"]
 
+GROWTH_SECONDS = 0.5
+"""Minimum interval between inspections of a growing file."""
+
 RETRY_SECONDS = 2.0
 """After a temporary error, a requested file is inspected again after this long."""
 
@@ -50,6 +53,8 @@ class Entry:
     """The entry of the second inspection, if it has begun."""
     away: str | None = None
     """Why the files are temporarily unavailable; None if they are available."""
+    grows: bool = False
+    """Rows are added to its file. It stays current until `again` has inspected the file as it is then."""
 
     def reason(self) -> str | None:
         """Why the files cannot be read; None if they can, or if that is not known yet."""
@@ -71,7 +76,9 @@ class Entry:
 
     def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
         """Whether it must be inspected again for these files, in the state that they are in now, and declarations."""
-        if (self.paths, self.identities, self.declared) != (paths, identities, declared):
+        if (self.paths, self.declared) != (paths, declared):
+            return True
+        if any(map(self._differ, self.identities, identities)):
             return True
         if any(identity_of(path) != identity for path, identity in self.dependencies.copy().items()):
             return True
@@ -80,10 +87,28 @@ class Entry:
     def has_changed(self) -> bool:
         """Whether its files have changed."""
         known = [*zip(self.paths, self.identities, strict=True), *self.dependencies.copy().items()]
-        return any(identity_of(path) != identity for path, identity in known)
+        return any(self._differ(identity_of(path), identity) for path, identity in known)
+
+    def _differ(self, one: Identity | None, other: Identity | None) -> bool:
+        """Whether these are states of different content; of a growing file, whether they are different files."""
+        if self.grows and one is not None and other is not None:
+            return one[:2] != other[:2]
+        return one != other
+
+    def is_behind(self) -> bool:
+        """Whether its file has grown since the scan that found it."""
+        return self.grows and any(
+            identity_of(path) != known for path, known in zip(self.paths, self.identities, strict=True)
+        )
 
     def is_due(self) -> bool:
-        """Whether it is time for a second look at a file that was new when it was inspected."""
+        """Whether it is time for a second look at a file that was new when it was inspected, or that has grown."""
+        if self.grows:
+            if not self.outcome.done() or time.monotonic() < self.began + GROWTH_SECONDS:
+                return False
+            if self.again:
+                return self.again[0].outcome.done()
+            return self.is_behind() or (self.was_young() and time.monotonic() >= self.began + YOUNG_SECONDS)
         if not self.outcome.done() or time.monotonic() < self.began + YOUNG_SECONDS or not self.was_young():
             return False
         return not self.again or self.again[0].outcome.done()

@@ -1,0 +1,251 @@
+"""Datasets that grow while they are served: each revision is exactly the rows that it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import h5py
+import httpx
+import numpy as np
+import pytest
+from h5feed.errors import Preparing, RevisionChanged, Transient
+from h5feed_server.storage.hdf5.writers import Writer, writer_of
+
+from tests.support.hdf5_writer import Hdf5Writer, create, labels, values
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+Serve = Callable[..., ServerProcess]
+Write = Callable[..., Hdf5Writer]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "h5feed.toml").write_text('[datasets.log]\nfiles = ["log.h5"]\ngrowing = true\n')
+    return path
+
+
+@pytest.fixture
+def write(data: Path) -> Iterator[Write]:
+    """Starts writers of ``log.h5`` that end with the test."""
+    started: list[Hdf5Writer] = []
+
+    def start(*arguments: Any, **options: Any) -> Hdf5Writer:
+        started.append(Hdf5Writer(data / "log.h5", *arguments, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+@pytest.fixture
+def connect(data: Path, serve: Serve) -> Iterator[Callable[[], h5feed.Feed]]:
+    """Connects to a server of two workers."""
+    feeds: list[h5feed.Feed] = []
+
+    def open_feed() -> h5feed.Feed:
+        feeds.append(h5feed.connect(serve(data, "--workers", "2").url, deadline=60))
+        return feeds[-1]
+
+    yield open_feed
+    for feed in feeds:
+        feed.close()
+
+
+def _opened(feed: h5feed.Feed, rows: int) -> h5feed.Dataset:
+    """The dataset, when it has so many rows."""
+    found: list[h5feed.Dataset] = []
+
+    def has_grown() -> bool:
+        try:
+            found.append(feed["log"])
+        except Transient:
+            return False
+        assert len(found[-1]) <= rows
+        return len(found[-1]) == rows
+
+    wait_until(has_grown)
+    return found[-1]
+
+
+def _check_epoch(dataset: h5feed.Dataset, rows: int, epoch: int = 0) -> None:
+    """One shuffled epoch has each of these rows once, as they were written."""
+    seen: list[int] = []
+    for batch in dataset.batches(batch_size=7, shuffle=True, seed=3, epoch=epoch, fields=["x", "y"]):
+        expected = np.concatenate([values(row, row + 1) for row in batch.rows.tolist()])
+        np.testing.assert_array_equal(batch["x"], expected)
+        np.testing.assert_array_equal(batch["y"], batch.rows % 5)
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(rows))
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_epochs_while_a_writer_appends(connect: Any, write: Write, compression: str | None) -> None:
+    """Each epoch has the rows of its revision, also after others were added; rows of unfilled chunks are not served."""
+    writer = write(compression=compression)
+    writer("append 37", "flush")
+    feed = connect()
+    # Full chunks of x end at 32, those of y at 30.
+    opened = {30: _opened(feed, 30)}
+    _check_epoch(opened[30], 30)
+    for step, rows in enumerate((60, 90, 130, 180)):
+        writer(f"append {rows + 3 - (37, 63, 93, 133)[step]}", "flush")
+        served = min((rows + 3) // 16 * 16, (rows + 3) // 10 * 10)
+        opened[served] = _opened(feed, served)
+        for then, dataset in opened.items():
+            _check_epoch(dataset, then, epoch=step)
+    assert len({dataset.revision for dataset in opened.values()}) == len(opened) == 5
+
+
+def test_what_is_not_flushed_is_not_served(connect: Any, write: Write) -> None:
+    """Rows appear when both fields are flushed, and remain when the writer is killed in the middle of others."""
+    writer = write()
+    writer("append 40", "flush")
+    feed = connect()
+    before = _opened(feed, 32)
+    writer("append 400", "flush 1")
+    _check_epoch(before, 32)
+    assert _opened(feed, 40).revision != before.revision
+    writer("flush")
+    grown = _opened(feed, 432)
+    _check_epoch(grown, 432)
+    writer("append 500")
+    writer.kill()
+    _check_epoch(grown, 432, epoch=1)
+    assert feed["log"].revision == grown.revision
+    # Another server, which has never seen the writer, or any of the states before.
+    _check_epoch(_opened(connect(), 432), 432)
+
+
+def test_old_revisions_after_a_restart(connect: Any, write: Write) -> None:
+    """A server that has not seen a revision knows it all the same: an epoch goes on, from any batch."""
+    writer = write(compression="gzip")
+    writer("append 50", "flush")
+    before = _opened(connect(), 48)
+    writer("append 200", "flush")
+    after = connect()
+    _opened(after, 240)
+    url, revision = after.url, before.revision
+    plan = {"revision": revision, "batch_size": "10", "shuffle": "true", "seed": "1", "split": "all", "fields": "y"}
+    for number in (4, 2):
+        mine = httpx.get(f"{before.url}/v1/datasets/log/batches/{number}", params=plan).content
+        assert httpx.get(f"{url}/v1/datasets/log/batches/{number}", params=plan).content == mine
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_rewritten_rows(connect: Any, write: Write, compression: str | None) -> None:
+    """Whoever has a dataset open whose old rows are rewritten gets RevisionChanged; shorter ones are as they were."""
+    writer = write(compression=compression)
+    writer("append 32", "flush")
+    feed = connect()
+    first = _opened(feed, 30)
+    writer("append 64", "flush")
+    second = _opened(feed, 90)
+    writer("rewrite 70", "flush")
+    with pytest.raises(RevisionChanged):
+        for epoch in range(1000):
+            _check_epoch(second, 90, epoch)
+    wait_until(lambda: feed["log"].revision != second.revision)
+    assert (feed["log"].take([70])["x"] == -1).all()
+    _check_epoch(first, 30)
+
+
+@pytest.mark.parametrize("libver", ["latest", "earliest"])
+def test_closed_and_opened_again(connect: Any, write: Write, data: Path, libver: str) -> None:
+    """A writer without SWMR: rows are there when it has closed the file, and old revisions are served meanwhile."""
+    writer = write(swmr=False, libver=libver)
+    writer("append 40", "flush")
+    feed = connect()
+    with pytest.raises(Preparing), h5feed.connect(feed.url, deadline=1) as impatient:
+        impatient["log"]
+    line = next(line for line in httpx.get(f"{feed.url}/v1/datasets").json()["datasets"] if line["name"] == "log")
+    assert line["status"] == "preparing"
+    assert "open for writing" in line["reason"]
+    writer.end()
+    before = _opened(feed, 32)
+    again = write("a", swmr=False, libver=libver)
+    again("append 100", "flush")
+    _check_epoch(before, 32)
+    again.end()
+    # Full chunks of x end at 128, those of y at 140.
+    _check_epoch(_opened(feed, 128), 128)
+    _check_epoch(before, 32, epoch=1)
+
+
+def test_other_datasets_do_not_grow(connect: Any, write: Write, data: Path) -> None:
+    """Without the declaration, every change is another revision, for all who have it open."""
+    (data / "h5feed.toml").unlink()
+    with h5py.File(data / "log.h5", "w") as file:
+        x, y = create(file)
+        x.resize(20, 0), y.resize(20, 0)
+        x[:], y[:] = values(0, 20), labels(0, 20)
+    feed = connect()
+    before = _opened(feed, 20)
+    write("a", swmr=False, libver="earliest")("append 20", "close")
+    with pytest.raises(RevisionChanged):
+        before.take([0])
+    assert len(_opened(feed, 40)) == 40
+
+
+def test_arrays_that_cannot_grow(connect: Any, data: Path) -> None:
+    """They are listed with the reason; a declaration that names one is refused."""
+    with h5py.File(data / "log.h5", "w", libver="latest") as file:
+        create(file)
+        for name, made in (("x", values), ("y", labels)):
+            file[name].resize(40, 0)
+            file[name][:] = made(0, 40)
+        file["fixed"] = np.arange(40)
+        file.create_dataset("short", data=np.arange(40), chunks=(4,))
+    feed = connect()
+    dataset = _opened(feed, 32)
+    assert set(dataset.shape) == {"x", "y"}
+    (data / "h5feed.toml").write_text(
+        '[datasets.log]\nfiles = ["log.h5"]\ngrowing = true\nfields = { a = "x", b = "short" }\n'
+    )
+
+    def reason() -> str:
+        lines = httpx.get(f"{feed.url}/v1/datasets").json()["datasets"]
+        return str(next(line for line in lines if line["name"] == "log")["reason"])
+
+    wait_until(lambda: "'short' cannot grow: its first axis cannot be extended" in reason())
+
+
+def test_clients_do_not_read_the_file_themselves(connect: Any, write: Write) -> None:
+    """A file that changes is not lent to clients: rows come from the server, which compares them."""
+    writer = write(compression="gzip", height=16)
+    writer("append 40", "flush")
+    feed = connect()
+    dataset = _opened(feed, 32)
+    answer = httpx.get(
+        f"{feed.url}/v1/datasets/log/batches/0", params={"body": "places", "revision": dataset.revision, "fields": "x"}
+    )
+    assert answer.status_code == 200
+    assert b'"files":[]' in answer.content[:4000]
+    answer = httpx.get(f"{feed.url}/v1/datasets/log/batches/0", params={"revision": "0" * 16})
+    assert answer.json()["code"] == "revision_changed"
+
+
+def test_who_has_a_file_open(tmp_path: Path) -> None:
+    """The flags in the superblock tell it; without them, the lock of the writer."""
+    path = tmp_path / "one.h5"
+
+    def who() -> Writer:
+        with path.open("rb") as file:
+            return writer_of(file.fileno())
+
+    for libver, swmr, during, after in (
+        ("latest", True, Writer.SWMR, Writer.NONE),
+        ("latest", False, Writer.OTHER, Writer.NONE),
+        ("earliest", False, Writer.OTHER, Writer.UNKNOWN),
+    ):
+        writer = Hdf5Writer(path, swmr=swmr, libver=libver)
+        writer("append 3", "flush")
+        assert who() is during
+        writer.end()
+        assert who() is after
