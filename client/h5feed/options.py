@@ -175,7 +175,14 @@ class PassOptions(TypedDict, total=False):
 
 
 class LoaderOptions(RowOptions, PassOptions, total=False):
-    """Options of `Dataset.loader` and `Dataset.tf_data`."""
+    """Options of `Dataset.tf_data`."""
+
+
+class FollowingOptions(LoaderOptions, total=False):
+    """Options of `Dataset.loader`."""
+
+    follow: bool
+    """Start each pass with the rows that the dataset has then."""
 
 
 class TorchOptions(LoaderOptions, total=False):

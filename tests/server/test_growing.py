@@ -12,7 +12,12 @@ import httpx
 import numpy as np
 import pytest
 from h5feed.errors import Preparing, RevisionChanged, Transient
+from h5feed.stored.byte_cache import ByteCache
+from h5feed_server.services import Services
+from h5feed_server.settings import Settings
+from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.hdf5.writers import Writer, writer_of
+from h5feed_server.storage.reader import Reader
 
 from tests.support.hdf5_writer import Hdf5Writer, create, labels, values
 from tests.support.server_process import ServerProcess
@@ -123,6 +128,84 @@ def test_what_is_not_flushed_is_not_served(connect: Any, write: Write) -> None:
     _check_epoch(_opened(connect(), 432), 432)
 
 
+def test_revisions_do_not_depend_on_how_a_file_has_grown(tmp_path: Path) -> None:
+    """A longer file knows the revision of a shorter one with the same rows, whatever the chunks and the steps."""
+    random = np.random.default_rng(0)
+    cases = range(8)
+    declared = "".join(f'[datasets.case{case}]\nfiles = ["case{case}.h5"]\ngrowing = true\n' for case in cases)
+    for name in ("short", "long"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "h5feed.toml").write_text(declared)
+    for case in cases:
+        heights = {"height": int(random.integers(1, 9)), "height_of_y": int(random.integers(1, 9))}
+        lengths = sorted(random.integers(10, 120, 4).tolist())
+        for name, ends in (("short", lengths[:2]), ("long", lengths[1:])):
+            with h5py.File(tmp_path / name / f"case{case}.h5", "w", libver="latest") as file:
+                x, y = create(file, compression="gzip" if case % 2 else None, **heights)
+                for end in ends:
+                    first = len(x)
+                    x.resize(end, 0), y.resize(end, 0)
+                    x[first:], y[first:] = values(first, end), labels(first, end)
+    services = [
+        Services.start(Settings.model_validate({"data_dir": tmp_path / name, "cache_dir": tmp_path / f"cache-{name}"}))
+        for name in ("short", "long")
+    ]
+    reader = Reader(1, ByteCache(0, 60), 0, 60, ReaderPool(0, 0, 0))
+    try:
+        for case in cases:
+            short, long = (one.catalog.dataset_within(60, f"case{case}") for one in services)
+            assert short.rows <= long.rows
+            earlier = services[1].catalog.dataset_within(60, f"case{case}", short.revision)
+            assert (earlier.rows, earlier.revision) == (short.rows, short.revision)
+            for field, made in (("x", values), ("y", labels)):
+                read = reader.read_all(earlier.field(field).column)
+                np.testing.assert_array_equal(read, made(0, short.rows))
+            with pytest.raises(RevisionChanged):
+                services[1].catalog.dataset_within(60, f"case{case}", "0" * 16)
+    finally:
+        reader.close()
+        for one in services:
+            one.close(wait=True)
+
+
+def test_loops_that_follow(connect: Any, write: Write) -> None:
+    """Each pass has the rows that there were at its begin. A state names the revision of its pass, which is resumed."""
+    writer = write()
+    writer("append 40", "flush")
+    feed = connect()
+    first = _opened(feed, 32)
+    options: dict[str, Any] = {"batch_size": 10, "shuffle": True, "seed": 5, "x": "x", "y": None, "follow": True}
+    train = first.loader(**options)
+    seen = [arrays[0] for arrays in train]
+    assert sum(map(len, seen)) == 32
+    assert len(train) == 4
+    passed = iter(train)
+    begun = [next(passed)[0], next(passed)[0]]
+    writer("append 40", "flush")
+    second = _opened(feed, 80)
+    state = train.state_dict()
+    assert (state["revision"], state["epoch"], state["delivered"]) == (first.revision, 1, 2)
+    begun += [arrays[0] for arrays in passed]
+    rows = [np.sort(np.concatenate(arrays)[:, 0]) for arrays in (seen, begun)]
+    np.testing.assert_array_equal(rows, [values(0, 32)[:, 0]] * 2)
+    resumed = second.loader(**options)
+    resumed.load_state_dict(state)
+    rest = [arrays[0] for arrays in resumed]
+    np.testing.assert_array_equal(np.concatenate(rest), np.concatenate(begun[2:]))
+    for loop in (train, resumed):
+        grown = np.concatenate([arrays[0] for arrays in loop])
+        np.testing.assert_array_equal(np.sort(grown[:, 0]), values(0, 80)[:, 0])
+        assert loop.state_dict()["revision"] == second.revision
+    # Without `follow`, the old rows are opened by their revision.
+    again = feed.dataset("log", first.revision)
+    assert len(again) == 32
+    fixed = again.loader(**{**options, "follow": False})
+    fixed.load_state_dict(state)
+    np.testing.assert_array_equal(np.concatenate([arrays[0] for arrays in fixed]), np.concatenate(rest))
+    record = first.loader(batch_size=10).source()
+    assert h5feed.reopen(record).dataset.revision == first.revision
+
+
 def test_old_revisions_after_a_restart(connect: Any, write: Write) -> None:
     """A server that has not seen a revision knows it all the same: an epoch goes on, from any batch."""
     writer = write(compression="gzip")
@@ -204,7 +287,8 @@ def test_arrays_that_cannot_grow(connect: Any, data: Path) -> None:
         file.create_dataset("short", data=np.arange(40), chunks=(4,))
     feed = connect()
     dataset = _opened(feed, 32)
-    assert set(dataset.shape) == {"x", "y"}
+    assert {field.name for field in dataset.fields.values() if field.readable} == {"x", "y"}
+    assert dataset.fields["fixed"].reason == "it is not stored in chunks"
     (data / "h5feed.toml").write_text(
         '[datasets.log]\nfiles = ["log.h5"]\ngrowing = true\nfields = { a = "x", b = "short" }\n'
     )
@@ -226,7 +310,7 @@ def test_clients_do_not_read_the_file_themselves(connect: Any, write: Write) -> 
         f"{feed.url}/v1/datasets/log/batches/0", params={"body": "places", "revision": dataset.revision, "fields": "x"}
     )
     assert answer.status_code == 200
-    assert b'"files":[]' in answer.content[:4000]
+    assert b'"files\\": []' in answer.content[:4000]
     answer = httpx.get(f"{feed.url}/v1/datasets/log/batches/0", params={"revision": "0" * 16})
     assert answer.json()["code"] == "revision_changed"
 

@@ -87,6 +87,9 @@ _HASHED_RETRY_SECONDS = 10
 _MOST_RENAMED = 10_000
 """Outdated provisional names that are remembered."""
 
+GROWN_SECONDS = 1.0
+"""How long a request for the current revision of a growing dataset waits for rows that were just added."""
+
 AWAY_RETRY_SECONDS = 2.0
 """``Retry-After`` of responses about data that is temporarily unavailable."""
 
@@ -297,7 +300,9 @@ class Catalog:
         current = self._found.get(name)
         if current is None or not self._is_current(name, *current):
             current = self._find(name)
-        dataset = current[1]
+        entry, dataset, _ = current
+        if entry.grows and revision is None:
+            self._check_recent(name, entry)
         if revision != dataset.revision:
             dataset = dataset.now if revision is None else self._called(dataset, revision)
         tell(dataset.revision, dataset.names)
@@ -344,6 +349,21 @@ class Catalog:
             )
         return dataset.called(revision)
 
+    def _check_recent(self, name: str, entry: Entry) -> None:
+        """Check that a growing dataset is as it was when the request was made, or that this takes long.
+
+        Raises
+        ------
+        NotYet
+        """
+        now = time.monotonic()
+        asked: float = getattr(self._asking, "since", now)
+        if now < asked + GROWN_SECONDS and entry.is_behind() and not entry.has_looked_since(asked):
+            raise self._grown(name, asked)
+
+    def _grown(self, name: str, asked: float) -> NotYet:
+        return NotYet(Preparing(f"dataset {name!r} has grown and is inspected again", retry_after=1), asked, 0.0)
+
     def _earlier(self, dataset: Dataset, growth: Growth, revision: str) -> Dataset | None:
         """A growing dataset as it was when it had this revision; None if it never had.
 
@@ -359,7 +379,7 @@ class Catalog:
         entry = self._found[name][0] if name in self._found else None
         asked: float = getattr(self._asking, "since", time.monotonic())
         if entry is not None and entry.began < asked and (entry.again or entry.is_behind()):
-            raise NotYet(Preparing(f"dataset {name!r} has grown and is inspected again", retry_after=1), asked, 0.0)
+            raise self._grown(name, asked)
         return None
 
     def _not_hashed(self, dataset: Dataset, revision: str) -> NotYet:

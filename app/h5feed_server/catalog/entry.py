@@ -51,6 +51,8 @@ class Entry:
     """This is the second inspection of files that had just been written at the first one."""
     again: list[Entry] = field(default_factory=list)
     """The entry of the second inspection, if it has begun."""
+    tried: list[float] = field(default_factory=lambda: [0.0])
+    """When the last inspection of a growing file began that could not be made then."""
     away: str | None = None
     """Why the files are temporarily unavailable; None if they are available."""
     grows: bool = False
@@ -96,19 +98,29 @@ class Entry:
         return one != other
 
     def is_behind(self) -> bool:
-        """Whether its file has grown since the scan that found it."""
-        return self.grows and any(
-            identity_of(path) != known for path, known in zip(self.paths, self.identities, strict=True)
+        """Whether its file has grown since the scan that found it, or could not be read as it was then."""
+        if not self.grows:
+            return False
+        files = zip(self.paths, self.identities, strict=True)
+        return any(one.growth is not None and one.growth.is_earlier for one in self.datasets()) or any(
+            identity_of(path) != known for path, known in files
         )
+
+    def has_looked_since(self, moment: float) -> bool:
+        """Whether an inspection of the growing file that began after this time has ended."""
+        return max(self.began, *self.tried) >= moment
 
     def is_due(self) -> bool:
         """Whether it is time for a second look at a file that was new when it was inspected, or that has grown."""
         if self.grows:
-            if not self.outcome.done() or time.monotonic() < self.began + GROWTH_SECONDS:
+            now, latest = time.monotonic(), self.again[0] if self.again else self
+            if not latest.outcome.done():
                 return False
-            if self.again:
-                return self.again[0].outcome.done()
-            return self.is_behind() or (self.was_young() and time.monotonic() >= self.began + YOUNG_SECONDS)
+            if self.again and not latest.has_failed_for_now():
+                return True
+            if now < latest.began + GROWTH_SECONDS:
+                return False
+            return bool(self.again) or self.is_behind() or (self.was_young() and now >= self.began + YOUNG_SECONDS)
         if not self.outcome.done() or time.monotonic() < self.began + YOUNG_SECONDS or not self.was_young():
             return False
         return not self.again or self.again[0].outcome.done()

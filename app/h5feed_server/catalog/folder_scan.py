@@ -138,6 +138,8 @@ class FolderScan:
             second = entry.again.pop() if entry.again else None
             if second is not None and not second.has_failed_for_now():
                 return second
+            if second is not None:
+                entry.tried[:] = [second.began]
             entry.again.append(look(is_second=identities == entry.identities))
         return entry
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import Overloaded, Preparing, Unreadable
+from h5feed.errors import FeedError, Overloaded, Preparing, Unreadable
+from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.column import Segment
-from h5feed.stored.layout import ArrayLayout, FileLayout, describe, load_layout
+from h5feed.stored.layout import LAYOUT_VERSION, ArrayLayout, FileLayout, describe, load_layout
 from h5feed.stored.local_file import Identity
 from h5feed.wire import OFFSETS
 
+from ..cache_folder.folder import CacheFolder
 from ..storage.growing_file import DIGEST_BYTES, GrowingFile, HashedChunks, OpenFile, chunk_digest
 from ..storage.hdf5.drivers import members_of
 from ..storage.hdf5.inspector import Inspector
@@ -46,8 +49,11 @@ MAX_CUTS = 1 << 16
 MAX_HELD = 8
 """Old revisions of one dataset that are held ready, besides the current one."""
 
-RECHECK_BYTES = 64 << 20
+RECHECK_BYTES = 16 << 20
 """Bytes of old chunks that are hashed again at each inspection, in turn. Others are when their rows are read."""
+
+_SAVED_BYTES_PER_SECOND = 10e6
+"""What is known of a file is stored in the cache folder at this rate at most."""
 
 _RETRY_SECONDS = 1.0
 
@@ -91,6 +97,8 @@ class _Inspected:
 
     Attributes
     ----------
+    data : bytes
+        The layout, serialised.
     layout : FileLayout
     arrays : dict of str to ArrayLayout
         The arrays that grow, with the rows that they have, by path.
@@ -100,6 +108,7 @@ class _Inspected:
         Rows that are in full chunks of all of them.
     """
 
+    data: bytes
     layout: FileLayout
     arrays: Mapping[str, ArrayLayout]
     why_not: Mapping[str, str]
@@ -149,6 +158,8 @@ class _Hashed:
         Of each chunk.
     running : blake2b
         Digest of the digests.
+    cuts : dict of int to bytes
+        Digest of the first rows, by their number.
     rewritten : Event
         Set if a chunk has other bytes now.
     rechecked : int
@@ -162,6 +173,31 @@ class _Hashed:
     cuts: dict[int, bytes]
     rewritten: threading.Event
     rechecked: int = 0
+
+    @classmethod
+    def begun(cls, inspected: _Inspected) -> _Hashed:
+        """Nothing is hashed yet."""
+        fixed, sequence = inspected.fixed(), inspected.sequence()
+        digests = np.zeros((len(sequence), DIGEST_BYTES), np.uint8)
+        return cls(fixed, sequence, digests, hashlib.blake2b(fixed), {}, threading.Event())
+
+    def go_on(self, inspected: _Inspected, done: int, hash_chunk: Callable[[int], None]) -> None:
+        """Add the chunks from number `done` on, and the digests of the rows before each boundary."""
+        sequence = self.sequence
+        cuts = inspected.cuts()
+        cuts = cuts[cuts > next(reversed(self.cuts), 0)]
+        # The chunks of a cut are the first ones, whose rows begin before it.
+        for rows, end in zip(cuts.tolist(), np.searchsorted(sequence.begins, cuts).tolist(), strict=True):
+            for number in range(done, end):
+                hash_chunk(number)
+                about = f" {sequence.sizes[number]} {sequence.masks[number]} ".encode()
+                self.running.update(self.digests[number].tobytes() + about)
+            done = end
+            cut = self.running.copy()
+            cut.update(f"{rows} rows".encode())
+            self.cuts[rows] = cut.digest()
+        for rows in list(self.cuts)[:-MAX_CUTS]:
+            del self.cuts[rows]
 
 
 class Growth:
@@ -177,6 +213,8 @@ class Growth:
         Returns all values of a short array.
     assemble : callable
         Returns the datasets in a loaded file.
+    is_earlier : bool
+        These are rows that the file had earlier: it cannot be inspected now.
     """
 
     def __init__(
@@ -186,7 +224,10 @@ class Growth:
         source: Callable[[bytes], GrowingFile],
         read: Read,
         assemble: Assemble,
+        *,
+        is_earlier: bool,
     ) -> None:
+        self.is_earlier = is_earlier
         self._inspected, self._cuts = inspected, hashed.cuts
         self._source, self._read, self._assemble = source, read, assemble
         self._held: OrderedDict[int, dict[str, Dataset]] = OrderedDict()
@@ -237,10 +278,12 @@ class Growth:
 
 
 class GrowingFiles:
-    """Loads growing files; one per process. Remembers what it has hashed of each.
+    """Loads growing files; one per process. Remembers what it has hashed of each, also in the cache folder: all workers
+    have the same rows while a writer without SWMR has a file open.
 
     Parameters
     ----------
+    folder : CacheFolder
     inspector : Inspector
     assembler : Assembler
     read : callable
@@ -252,12 +295,22 @@ class GrowingFiles:
     """
 
     def __init__(
-        self, inspector: Inspector, assembler: Assembler, read: Read, *, is_remote: Callable[[str], bool], closed: threading.Event
+        self,
+        folder: CacheFolder,
+        inspector: Inspector,
+        assembler: Assembler,
+        read: Read,
+        *,
+        is_remote: Callable[[str], bool],
+        closed: threading.Event,
     ) -> None:
+        self._folder = folder
         self._inspector, self._assembler, self._read = inspector, assembler, read
         self._is_remote = is_remote
         self._closed = closed
         self._known: dict[str, tuple[OpenFile, _Hashed]] = {}
+        self._saved: dict[str, float] = {}
+        """Until when nothing is written to the cache folder, by name."""
 
     def load(self, family: Family, path: str, refused: dict[str, Refused], declaration: bytes) -> tuple[Dataset, ...]:
         """The datasets in a growing file as it is now. See `Assembler.divide`.
@@ -273,20 +326,25 @@ class GrowingFiles:
             raise Unreadable(f"{DECLARATION}: growing: objects of a store do not grow")
         if len(family.files) > 1 or members_of(path)[0] is not None:
             raise Unreadable(f"{DECLARATION}: growing: a growing dataset is one file, not {len(family.files)}")
-        known = self._known.get(path)
-        file = OpenFile(path)
-        if known is not None and known[0].state()[:2] == file.state()[:2]:
-            file = known[0]
-        else:
-            known = None
-        before, writer = file.state(), _writer(file)
-        inspected = _inspected(self._layout(path, file, before, writer), family.declared)
-        hashed = self._hash(file, inspected, None if known is None else known[1])
-        # Full chunks of a SWMR writer stay as they are. Of a closed file, all must have stayed.
-        if _writer(file) is not Writer.SWMR and file.state() != before:
-            raise _written_to()
-        self._known[path] = file, hashed
+        for gone in [other for other in self._known if not os.path.exists(other)]:
+            self._known.pop(gone, None)
+        file, known = OpenFile(path), None
+        if path in self._known and self._known[path][0].state()[:2] == file.state()[:2]:
+            file, known = self._known[path]
         device, inode, *_ = file.state()
+        place = _place(path, inode)
+        is_earlier = False
+        try:
+            if known is None and (found := self._remembered(place, family.declared)) is not None:
+                known = found[1]
+            inspected, hashed = self._now(path, file, family.declared, known)
+            self._remember(place, inspected.data, hashed, known)
+        except Preparing:
+            found = self._remembered(place, family.declared)
+            if found is None or (path in self._known and hashed_equally(found[1], self._known[path][1])):
+                raise
+            (inspected, hashed), is_earlier = found, True
+        self._known[path] = file, hashed
         identity = Identity(device, inode, 0, 0, 0)
         chunks = HashedChunks(file, hashed.sequence.offsets, hashed.sequence.sizes, hashed.digests, hashed.rewritten)
         return Growth(
@@ -295,12 +353,51 @@ class GrowingFiles:
             lambda digest: GrowingFile(path, identity, digest, chunks),
             self._read,
             lambda loaded: self._assembler.divide(family, {family.files[0]: loaded}, {}, refused, declaration),
+            is_earlier=is_earlier,
         ).datasets
 
-    def _layout(self, path: str, file: OpenFile, before: Identity, writer: Writer) -> FileLayout:
+    def _now(
+        self, path: str, file: OpenFile, declared: DeclaredDataset, known: _Hashed | None
+    ) -> tuple[_Inspected, _Hashed]:
+        """The file as it is now."""
+        before, writer = file.state(), _writer(file)
+        inspected = _inspected(self._layout(path, file, before, writer), declared)
+        hashed = self._hash(file, inspected, known)
+        # Full chunks of a SWMR writer stay as they are. Of a closed file, all must have stayed.
+        if _writer(file) is not Writer.SWMR and file.state() != before:
+            raise _written_to()
+        return inspected, hashed
+
+    def _remember(self, place: str, layout: bytes, hashed: _Hashed, known: _Hashed | None) -> None:
+        """Store what is known, not so often that the disk is busy with it."""
+        now = time.monotonic()
+        if (known is not None and hashed_equally(known, hashed)) or now < self._saved.get(place, 0.0):
+            return
+        data = dump_arrays({}, {"layout": np.frombuffer(layout, np.uint8), "digests": hashed.digests})
+        self._saved[place] = now + len(data) / _SAVED_BYTES_PER_SECOND
+        self._folder.put(place, data)
+
+    def _remembered(self, place: str, declared: DeclaredDataset) -> tuple[_Inspected, _Hashed] | None:
+        """What this or another process has stored; None if that is nothing, or nothing that fits the declaration."""
+        data = self._folder.find(place)
+        if data is None:
+            return None
+        try:
+            _, arrays = load_arrays(data)
+            inspected, digests = _inspected(arrays["layout"].tobytes(), declared), arrays["digests"]
+        except (LookupError, ValueError, FeedError):
+            return None
+        hashed = _Hashed.begun(inspected)
+        if digests.shape != hashed.digests.shape:
+            return None
+        hashed.digests[:] = digests
+        hashed.go_on(inspected, 0, lambda number: None)
+        return inspected, hashed
+
+    def _layout(self, path: str, file: OpenFile, before: Identity, writer: Writer) -> bytes:
         inspect = self._inspector.inspect_written if writer is Writer.SWMR else self._inspector.inspect
         try:
-            return load_layout(inspect(path))
+            return inspect(path)
         except Unreadable:
             if file.state() != before:
                 raise _written_to() from None
@@ -308,36 +405,19 @@ class GrowingFiles:
 
     def _hash(self, file: OpenFile, inspected: _Inspected, known: _Hashed | None) -> _Hashed:
         """Hash the chunks, except those that are known and have stayed."""
-        fixed, sequence = inspected.fixed(), inspected.sequence()
-        hashed = _Hashed(
-            fixed,
-            sequence,
-            np.empty((len(sequence), DIGEST_BYTES), np.uint8),
-            hashlib.blake2b(fixed),
-            {},
-            threading.Event(),
-        )
+        hashed = _Hashed.begun(inspected)
+        fixed, sequence = hashed.fixed, hashed.sequence
         done = 0
         if known is not None and self._stayed(file, fixed, sequence, known):
             done = len(known.sequence)
             hashed.digests[:done] = known.digests
             hashed.running, hashed.cuts = known.running.copy(), dict(known.cuts)
             hashed.rewritten, hashed.rechecked = known.rewritten, known.rechecked
-        # The chunks of each cut are the first ones, whose rows begin before it.
-        cuts = inspected.cuts()
-        first = next(iter(reversed(hashed.cuts)), 0)
-        cuts = cuts[cuts > first]
-        for rows, end in zip(cuts.tolist(), np.searchsorted(sequence.begins, cuts).tolist(), strict=True):
-            for number in range(done, end):
-                hashed.digests[number] = np.frombuffer(self._digest(file, sequence, number), np.uint8)
-                about = f" {sequence.sizes[number]} {sequence.masks[number]} ".encode()
-                hashed.running.update(hashed.digests[number].tobytes() + about)
-            done = end
-            cut = hashed.running.copy()
-            cut.update(f"{rows} rows".encode())
-            hashed.cuts[rows] = cut.digest()
-        for rows in list(hashed.cuts)[:-MAX_CUTS]:
-            del hashed.cuts[rows]
+
+        def hash_chunk(number: int) -> None:
+            hashed.digests[number] = np.frombuffer(self._digest(file, sequence, number), np.uint8)
+
+        hashed.go_on(inspected, done, hash_chunk)
         return hashed
 
     def _stayed(self, file: OpenFile, fixed: bytes, sequence: _Sequence, known: _Hashed) -> bool:
@@ -365,7 +445,18 @@ class GrowingFiles:
         return digest
 
 
-def _inspected(layout: FileLayout, declared: DeclaredDataset) -> _Inspected:
+def hashed_equally(one: _Hashed, other: _Hashed) -> bool:
+    """Whether the same was hashed of a file."""
+    return one.fixed == other.fixed and np.array_equal(one.digests, other.digests)
+
+
+def _place(path: str, inode: int) -> str:
+    """Name in the cache folder."""
+    key = hashlib.blake2b(f"{inode} {path}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"growing/{LAYOUT_VERSION}-{key}"
+
+
+def _inspected(data: bytes, declared: DeclaredDataset) -> _Inspected:
     """The arrays of a growing file that grow, and the rows that all of them have in full chunks.
 
     Raises
@@ -375,6 +466,7 @@ def _inspected(layout: FileLayout, declared: DeclaredDataset) -> _Inspected:
     Preparing
         There are no such rows yet.
     """
+    layout = load_layout(data)
     paths = {array.path for array in layout.arrays}
     why_not = {one.path: why for one in layout.arrays if (why := _why_fixed(one, paths)) is not None}
     named = set((declared.fields or {}).values())
@@ -392,7 +484,7 @@ def _inspected(layout: FileLayout, declared: DeclaredDataset) -> _Inspected:
     shortest = min(rows, key=lambda path: rows[path])
     if not rows[shortest]:
         raise _preparing(f"array {shortest!r} has no full chunk of {_height(arrays[shortest])} rows yet")
-    return _Inspected(layout, arrays, why_not, rows[shortest])
+    return _Inspected(data, layout, arrays, why_not, rows[shortest])
 
 
 def _why_fixed(array: ArrayLayout, paths: set[str]) -> str | None:

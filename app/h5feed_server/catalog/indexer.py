@@ -86,6 +86,7 @@ class Indexer:
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
         self._growing = GrowingFiles(
+            folder,
             self._inspector,
             self._assembler,
             self._loader.probe.values,

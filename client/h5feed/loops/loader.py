@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any, Unpack
 
 from ..cache import RowCache
-from ..errors import BatchOutOfRange
+from ..errors import BadParameter, BatchOutOfRange
 from ..forks import tell_after_fork
 from ..net.trace import clock
 from ..options import RowOptions
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
+from ..revisions import is_provisional
 from .loop import Loop
 from .loop_options import check_loop_options, divided, preparation_of
 from .meter import Meter
@@ -45,6 +46,9 @@ class Loader(Loop):
         Maximum number of bytes fetched ahead.
     cache : path or RowCache, optional
         See `Dataset.cache`.
+    follow : bool
+        Start each pass with the rows that the dataset has then, for growing datasets. The number of batches may differ
+        from pass to pass. A state that was saved with other rows is resumed with these.
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``where``, ``window``, ``shard``, ``shards``,
         ``last`` …), and those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``,
@@ -73,24 +77,44 @@ class Loader(Loop):
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        follow: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
         check_loop_options(options, Loader.__init__)
+        if follow and isinstance(cache, RowCache):
+            raise BadParameter("follow=True: a RowCache is of one revision: pass the path of its folder")
         given: dict[str, Any] = dict(options)
-        self._dataset = dataset = dataset.joined_by(given)
-        order, preparing = divided(dataset, given)
-        self._prepare = preparation_of(dataset, split, order, preparing, seed)
-        plan = dataset.plan(
-            split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
-        )
+        dataset = dataset.joined_by(given)
+        self._follow = follow
+        self._options = given
+        self._order = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._meter = Meter()
-        fetching = {"connections": connections, "readahead": readahead, "cache": cache, "waits": self._meter.waits}
-        self._stream = Stream(dataset, plan, fetching)
+        self._fetching = {
+            "connections": connections,
+            "readahead": readahead,
+            "cache": cache,
+            "waits": self._meter.waits,
+        }
+        self._open(dataset)
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
         self._under_way = False
         tell_after_fork(self)
+
+    def _open(self, dataset: RemoteDataset) -> None:
+        """Take the batches from this dataset from now on."""
+        order, preparing = divided(dataset, self._options)
+        prepare = preparation_of(dataset, self._order["split"], order, preparing, self._order["seed"])
+        plan = dataset.plan(**self._order, fields=prepare.fields, **order)
+        self._dataset, self._prepare = dataset, prepare
+        self._stream = Stream(dataset, plan, self._fetching)
+
+    def _go_on_with(self, dataset: RemoteDataset) -> None:
+        """Take the batches from this dataset, if it is not the same."""
+        if dataset.revision != self._dataset.revision:
+            self._stream.close()
+            self._open(dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -121,6 +145,10 @@ class Loader(Loop):
         with self._lock:
             if self._under_way:
                 self._epoch, self._delivered = self._epoch + 1, 0
+            if self._follow and not self._delivered:
+                now = self._dataset.at()
+                # Of several servers, one may not know the last rows yet.
+                self._go_on_with(now if now.rows >= self._dataset.rows else self._dataset)
             self._under_way = True
             self._passes += 1
             number = self._passes
@@ -163,6 +191,14 @@ class Loader(Loop):
                 f"{self.plan.rows} rows are not enough for a batch of {self.plan.batch_size}: use a smaller batch_size"
             )
         return self._prepare(self._stream.look(0, 0), 0)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Loop.load_state_dict`. With `follow`, the pass goes on with the rows that it had."""
+        revision = state.get("revision") if isinstance(state, Mapping) else None
+        if self._follow and isinstance(revision, str) and not is_provisional(revision):
+            with self._lock:
+                self._go_on_with(self._dataset if revision == self._dataset.revision else self._dataset.at(revision))
+        super().load_state_dict(state)
 
     def _go_to(self, epoch: int, delivered: int) -> None:
         with self._lock:
