@@ -19,7 +19,7 @@ from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.hdf5.writers import Writer, writer_of
 from h5feed_server.storage.reader import Reader
 
-from tests.support.hdf5_writer import Hdf5Writer, create, labels, values
+from tests.support.hdf5_writer import Hdf5Writer, create, labels, values, values_of
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -63,8 +63,8 @@ def connect(data: Path, serve: Serve) -> Iterator[Callable[[], h5feed.Feed]]:
         feed.close()
 
 
-def _opened(feed: h5feed.Feed, rows: int) -> h5feed.Dataset:
-    """The dataset, when it has so many rows."""
+def _opened(feed: h5feed.Feed, rows: int | None) -> h5feed.Dataset:
+    """The dataset, when it has so many rows; None: any."""
     found: list[h5feed.Dataset] = []
 
     def has_grown() -> bool:
@@ -72,19 +72,18 @@ def _opened(feed: h5feed.Feed, rows: int) -> h5feed.Dataset:
             found.append(feed["log"])
         except Transient:
             return False
-        assert len(found[-1]) <= rows
-        return len(found[-1]) == rows
+        assert rows is None or len(found[-1]) <= rows
+        return rows in (None, len(found[-1]))
 
     wait_until(has_grown)
     return found[-1]
 
 
-def _check_epoch(dataset: h5feed.Dataset, rows: int, epoch: int = 0) -> None:
+def _check_epoch(dataset: h5feed.Dataset, rows: int, epoch: int = 0, batch_size: int = 7) -> None:
     """One shuffled epoch has each of these rows once, as they were written."""
     seen: list[int] = []
-    for batch in dataset.batches(batch_size=7, shuffle=True, seed=3, epoch=epoch, fields=["x", "y"]):
-        expected = np.concatenate([values(row, row + 1) for row in batch.rows.tolist()])
-        np.testing.assert_array_equal(batch["x"], expected)
+    for batch in dataset.batches(batch_size=batch_size, shuffle=True, seed=3, epoch=epoch, fields=["x", "y"]):
+        np.testing.assert_array_equal(batch["x"], values_of(batch.rows))
         np.testing.assert_array_equal(batch["y"], batch.rows % 5)
         seen += batch.rows.tolist()
     assert sorted(seen) == list(range(rows))
@@ -106,6 +105,28 @@ def test_epochs_while_a_writer_appends(connect: Any, write: Write, compression: 
         for then, dataset in opened.items():
             _check_epoch(dataset, then, epoch=step)
     assert len({dataset.revision for dataset in opened.values()}) == len(opened) == 5
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_writer_that_never_rests(connect: Any, write: Write, compression: str | None) -> None:
+    """Epochs of the current and of earlier revisions while rows are written, until the writer is killed."""
+    writer = write(compression=compression)
+    writer("append 100", "flush", "stream")
+    feed = connect()
+    _opened(feed, None)
+    opened: dict[int, h5feed.Dataset] = {}
+    while len(opened) < 3:
+        dataset = feed["log"]
+        opened[len(dataset)] = dataset
+        for then in {min(opened), max(opened)}:
+            _check_epoch(opened[then], then, epoch=len(opened), batch_size=256)
+    assert [*opened] == sorted(opened)
+    writer.kill()
+    for rows, then in opened.items():
+        _check_epoch(then, rows, batch_size=256)
+    last = feed["log"]
+    assert len(last) >= max(opened)
+    _check_epoch(last, len(last), batch_size=256)
 
 
 def test_what_is_not_flushed_is_not_served(connect: Any, write: Write) -> None:

@@ -14,6 +14,7 @@ WIDTH = 6
 
 _PROGRAM = """
 import sys
+import time
 import h5py
 from tests.support.hdf5_writer import create, labels, values
 
@@ -22,19 +23,30 @@ file = h5py.File(path, mode, libver=options.pop("libver", "latest"))
 x, y = create(file, **options) if mode == "w" else (file["x"], file["y"])
 if swmr:
     file.swmr_mode = True
+
+
+def append(rows):
+    first = len(x)
+    for field, made in ((x, values), (y, labels)):
+        field.resize(first + rows, 0)
+        field[first:] = made(first, first + rows)
+
+
 print("open", flush=True)
 for line in sys.stdin:
     command, *numbers = line.split()
     numbers = [int(number) for number in numbers]
     if command == "append":
-        first = len(x)
-        for field, made in ((x, values), (y, labels)):
-            field.resize(first + numbers[0], 0)
-            field[first:] = made(first, first + numbers[0])
+        append(numbers[0])
+    elif command == "stream":
+        print("done", flush=True)
+        while True:
+            append(1 + len(x) % 37)
+            x.flush()
+            y.flush()
+            time.sleep(0.01)
     elif command == "rewrite":
         x[numbers[0]] = -1
-    elif command == "note":
-        x.attrs["note"] = numbers[0]
     elif command == "flush":
         for field in (x, y)[: numbers[0] if numbers else 2]:
             field.flush()
@@ -45,8 +57,13 @@ for line in sys.stdin:
 
 
 def values(first: int, end: int) -> npt.NDArray[np.int32]:
-    """Rows first … end-1 of `x`: every number tells its row."""
-    return np.arange(first * WIDTH, end * WIDTH, dtype=np.int32).reshape(-1, WIDTH) * 7 + 1
+    """Rows first … end-1 of `x`."""
+    return values_of(np.arange(first, end))
+
+
+def values_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """These rows of `x`: every number tells its row and place."""
+    return ((rows[:, None] * WIDTH + np.arange(WIDTH)) * 7 + 1).astype(np.int32)
 
 
 def labels(first: int, end: int) -> npt.NDArray[np.int64]:
@@ -82,7 +99,8 @@ class Hdf5Writer:
         assert self._answer() == "open"
 
     def __call__(self, *commands: str) -> None:
-        """``append N``, ``rewrite ROW``, ``flush``, ``flush 1`` (only `x`), ``note N``, ``close``."""
+        """``append N``, ``rewrite ROW``, ``flush``, ``flush 1`` (only `x`), ``close``; ``stream``: append and flush
+        until it is killed."""
         for command in commands:
             assert self.process.stdin is not None
             print(command, file=self.process.stdin, flush=True)

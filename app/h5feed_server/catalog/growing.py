@@ -326,7 +326,7 @@ class GrowingFiles:
             raise Unreadable(f"{DECLARATION}: growing: objects of a store do not grow")
         if len(family.files) > 1 or members_of(path)[0] is not None:
             raise Unreadable(f"{DECLARATION}: growing: a growing dataset is one file, not {len(family.files)}")
-        for gone in [other for other in self._known if not os.path.exists(other)]:
+        for gone in [other for other in list(self._known) if not os.path.exists(other)]:
             self._known.pop(gone, None)
         file, known = OpenFile(path), None
         if path in self._known and self._known[path][0].state()[:2] == file.state()[:2]:
