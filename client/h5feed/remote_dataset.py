@@ -129,7 +129,9 @@ class RemoteDataset:
     def opened(cls, client: Client, name: str, revision: str | None = None) -> Self:
         """Open a dataset: see `h5feed.Feed.dataset`."""
         params = None if revision is None else {"revision": revision}
-        return cls(client, checked(client.json(f"/v1/datasets/{quoted(name)}", params), DatasetInfo, "dataset"))
+        info = client.json(f"/v1/datasets/{quoted(name)}", params)
+        checked(info, DatasetInfo, "dataset")
+        return cls(client, info)
 
     def at(self, revision: str | None = None) -> Self:
         """The dataset as it is now; with `revision`, as it was then: see `h5feed.Feed.dataset`. Joined ones stay."""

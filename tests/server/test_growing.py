@@ -122,8 +122,8 @@ def test_a_writer_that_never_rests(connect: Any, write: Write, compression: str 
             _check_epoch(opened[then], then, epoch=len(opened), batch_size=256)
     assert [*opened] == sorted(opened)
     writer.kill()
-    for rows, then in opened.items():
-        _check_epoch(then, rows, batch_size=256)
+    for rows, dataset in opened.items():
+        _check_epoch(dataset, rows, batch_size=256)
     last = feed["log"]
     assert len(last) >= max(opened)
     _check_epoch(last, len(last), batch_size=256)

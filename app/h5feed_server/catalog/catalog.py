@@ -328,8 +328,8 @@ class Catalog:
             return called
         if revision == names.here:
             return dataset.called(revision)
-        if dataset.growth is not None and (earlier := self._earlier(dataset, dataset.growth, revision)) is not None:
-            return earlier
+        if dataset.growth is not None and (cut := self._earlier(dataset, dataset.growth, revision)) is not None:
+            return cut
         may_be = revision
         if is_provisional(revision):
             earlier = self._renamed.get((name, revision))

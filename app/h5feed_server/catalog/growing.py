@@ -57,6 +57,8 @@ _SAVED_BYTES_PER_SECOND = 10e6
 
 _RETRY_SECONDS = 1.0
 
+_LISTS = "lists with offsets, and sparse rows, cannot grow"
+
 Int64s = npt.NDArray[np.int64]
 Assemble = Callable[[LoadedFile], Sequence[Dataset]]
 
@@ -272,7 +274,7 @@ class Growth:
             elif array.unreadable is None:
                 array = replace(unreadable_array(array.path, inspected.why_not[array.path]), text=array.text)
             segments[array.path] = Segment(source, array)
-        fields = as_meant(inspected.layout, segments, self._read)
+        fields = as_meant(inspected.layout, segments, self._read, _not_paired)
         content = Content(source.path, source.identity, source.digest)
         return self._assemble(LoadedFile(source, inspected.layout, segments, fields, (content,)))
 
@@ -499,8 +501,13 @@ def _why_fixed(array: ArrayLayout, paths: set[str]) -> str | None:
         return "its first axis cannot be extended (maxshape)"
     flat = array.path.removesuffix(OFFSETS)
     if array.path + OFFSETS in paths or (flat != array.path and flat in paths):
-        return "lists with offsets cannot grow"
+        return _LISTS
     return None
+
+
+def _not_paired(items: Segment, offsets: Segment) -> Segment:
+    """Instead of lists or sparse rows, whose items are cut where those of other fields are: an unreadable array."""
+    return replace(items, array=unreadable_array(items.array.path, _LISTS))
 
 
 def _height(array: ArrayLayout) -> int:

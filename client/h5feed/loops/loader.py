@@ -87,7 +87,7 @@ class Loader(Loop):
         dataset = dataset.joined_by(given)
         self._follow = follow
         self._options = given
-        self._order = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+        self._order: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._meter = Meter()
         self._fetching = {
             "connections": connections,
