@@ -179,13 +179,13 @@ class LoaderOptions(RowOptions, PassOptions, total=False):
 
 
 class FollowingOptions(LoaderOptions, total=False):
-    """Options of `Dataset.loader`."""
+    """Options of `Dataset.loader`, and of `Dataset.torch` without DataLoader workers."""
 
     follow: bool
     """Start each pass with the rows that the dataset has then."""
 
 
-class TorchOptions(LoaderOptions, total=False):
+class TorchOptions(FollowingOptions, total=False):
     """Options of `Dataset.torch`: see `h5feed.torch.TorchBatches`."""
 
     pin_memory: bool

@@ -189,14 +189,17 @@ def test_revisions_do_not_depend_on_how_a_file_has_grown(tmp_path: Path) -> None
             one.close(wait=True)
 
 
-def test_loops_that_follow(connect: Any, write: Write) -> None:
+@pytest.mark.parametrize("kind", ["loader", "torch"])
+def test_loops_that_follow(connect: Any, write: Write, kind: str) -> None:
     """Each pass has the rows that there were at its begin. A state names the revision of its pass, which is resumed."""
+    if kind == "torch":
+        pytest.importorskip("torch")
     writer = write()
     writer("append 40", "flush")
     feed = connect()
     first = _opened(feed, 32)
     options: dict[str, Any] = {"batch_size": 10, "shuffle": True, "seed": 5, "x": "x", "y": None, "follow": True}
-    train = first.loader(**options)
+    train = getattr(first, kind)(**options)
     seen = [arrays[0] for arrays in train]
     assert sum(map(len, seen)) == 32
     assert len(train) == 4
@@ -209,7 +212,7 @@ def test_loops_that_follow(connect: Any, write: Write) -> None:
     begun += [arrays[0] for arrays in passed]
     rows = [np.sort(np.concatenate(arrays)[:, 0]) for arrays in (seen, begun)]
     np.testing.assert_array_equal(rows, [values(0, 32)[:, 0]] * 2)
-    resumed = second.loader(**options)
+    resumed = getattr(second, kind)(**options)
     resumed.load_state_dict(state)
     rest = [arrays[0] for arrays in resumed]
     np.testing.assert_array_equal(np.concatenate(rest), np.concatenate(begun[2:]))
@@ -220,7 +223,7 @@ def test_loops_that_follow(connect: Any, write: Write) -> None:
     # Without `follow`, the old rows are opened by their revision.
     again = feed.dataset("log", first.revision)
     assert len(again) == 32
-    fixed = again.loader(**{**options, "follow": False})
+    fixed = getattr(again, kind)(**{**options, "follow": False})
     fixed.load_state_dict(state)
     np.testing.assert_array_equal(np.concatenate([arrays[0] for arrays in fixed]), np.concatenate(rest))
     record = first.loader(batch_size=10).source()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import copy
 from typing import Any, Unpack
 
@@ -15,7 +15,6 @@ from ..net.trace import clock
 from ..options import RowOptions
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
-from ..revisions import is_provisional
 from .loop import Loop
 from .loop_options import check_loop_options, divided, preparation_of
 from .meter import Meter
@@ -95,26 +94,23 @@ class Loader(Loop):
             "cache": cache,
             "waits": self._meter.waits,
         }
-        self._open(dataset)
+        self._begin(dataset)
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
         self._under_way = False
         tell_after_fork(self)
 
-    def _open(self, dataset: RemoteDataset) -> None:
-        """Take the batches from this dataset from now on."""
+    def _take_from(self, dataset: RemoteDataset) -> None:
+        self._stream.close()
+        self._begin(dataset)
+
+    def _begin(self, dataset: RemoteDataset) -> None:
         order, preparing = divided(dataset, self._options)
         prepare = preparation_of(dataset, self._order["split"], order, preparing, self._order["seed"])
         plan = dataset.plan(**self._order, fields=prepare.fields, **order)
         self._dataset, self._prepare = dataset, prepare
         self._stream = Stream(dataset, plan, self._fetching)
-
-    def _go_on_with(self, dataset: RemoteDataset) -> None:
-        """Take the batches from this dataset, if it is not the same."""
-        if dataset.revision != self._dataset.revision:
-            self._stream.close()
-            self._open(dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -146,9 +142,7 @@ class Loader(Loop):
             if self._under_way:
                 self._epoch, self._delivered = self._epoch + 1, 0
             if self._follow and not self._delivered:
-                now = self._dataset.at()
-                # Of several servers, one may not know the last rows yet.
-                self._go_on_with(now if now.rows >= self._dataset.rows else self._dataset)
+                self._catch_up()
             self._under_way = True
             self._passes += 1
             number = self._passes
@@ -191,14 +185,6 @@ class Loader(Loop):
                 f"{self.plan.rows} rows are not enough for a batch of {self.plan.batch_size}: use a smaller batch_size"
             )
         return self._prepare(self._stream.look(0, 0), 0)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Loop.load_state_dict`. With `follow`, the pass goes on with the rows that it had."""
-        revision = state.get("revision") if isinstance(state, Mapping) else None
-        if self._follow and isinstance(revision, str) and not is_provisional(revision):
-            with self._lock:
-                self._go_on_with(self._dataset if revision == self._dataset.revision else self._dataset.at(revision))
-        super().load_state_dict(state)
 
     def _go_to(self, epoch: int, delivered: int) -> None:
         with self._lock:
