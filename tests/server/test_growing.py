@@ -11,7 +11,7 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from h5feed.errors import Preparing, RevisionChanged, Transient
+from h5feed.errors import RevisionChanged, Transient
 from h5feed.stored.byte_cache import ByteCache
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
@@ -77,6 +77,11 @@ def _opened(feed: h5feed.Feed, rows: int | None) -> h5feed.Dataset:
 
     wait_until(has_grown)
     return found[-1]
+
+
+def _line(feed: h5feed.Feed) -> Any:
+    """The dataset in the catalogue."""
+    return next(line for line in feed.datasets() if line["name"] == "log")
 
 
 def _check_epoch(dataset: h5feed.Dataset, rows: int, epoch: int = 0, batch_size: int = 7) -> None:
@@ -269,11 +274,9 @@ def test_closed_and_opened_again(connect: Any, write: Write, data: Path, libver:
     writer = write(swmr=False, libver=libver)
     writer("append 40", "flush")
     feed = connect()
-    with pytest.raises(Preparing), h5feed.connect(feed.url, deadline=1) as impatient:
-        impatient["log"]
-    line = next(line for line in httpx.get(f"{feed.url}/v1/datasets").json()["datasets"] if line["name"] == "log")
-    assert line["status"] == "preparing"
-    assert "open for writing" in line["reason"]
+    answer = httpx.get(f"{feed.url}/v1/datasets/log", timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (503, "preparing")
+    wait_until(lambda: _line(feed)["status"] == "preparing" and "open for writing" in _line(feed)["reason"])
     writer.end()
     before = _opened(feed, 32)
     again = write("a", swmr=False, libver=libver)
@@ -317,11 +320,7 @@ def test_arrays_that_cannot_grow(connect: Any, data: Path) -> None:
         '[datasets.log]\nfiles = ["log.h5"]\ngrowing = true\nfields = { a = "x", b = "short" }\n'
     )
 
-    def reason() -> str:
-        lines = httpx.get(f"{feed.url}/v1/datasets").json()["datasets"]
-        return str(next(line for line in lines if line["name"] == "log")["reason"])
-
-    wait_until(lambda: "'short' cannot grow: its first axis cannot be extended" in reason())
+    wait_until(lambda: "'short' cannot grow: its first axis cannot be extended" in str(_line(feed)["reason"]))
 
 
 def test_clients_do_not_read_the_file_themselves(connect: Any, write: Write) -> None:
