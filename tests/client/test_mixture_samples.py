@@ -241,5 +241,7 @@ def test_options_that_do_not_match(data: dict[str, h5feed.Dataset]) -> None:
         h5feed.mix(data, fields=swapped).plan(fields=["labels"], where="labels < 5")
     with pytest.raises(BadParameter, match="use its sources"):
         mixed(data).loader(x="images", y="labels").source()
+    with pytest.raises(BadParameter, match="follow=True is for loops over one dataset"):
+        mixed(data).loader(x="images", y="labels", follow=True)
     with pytest.raises(BadParameter, match="samples are made of several rows"):
         mixed(data).batches(fields=["images"], sequence_length=2, cache="unused")

@@ -9,6 +9,7 @@ stack = false                              # true: each file is one row; false: 
 classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
 episodes = true                            # false: groups with the same members are not joined
 apply = "scale"                            # unpack numbers according to netCDF's attributes
+growing = false                            # true: rows are added while the file is served
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
@@ -93,6 +94,7 @@ class DeclaredDataset(BaseModel):
     decode: dict[str, DeclaredImages] = {}
     apply: Literal["scale"] | None = None
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
+    growing: bool = False
     card: Card = Card()
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:

@@ -12,10 +12,17 @@ from ..errors import BadParameter
 from ..lineage import Source, source_of_plan
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
+from ..revisions import is_provisional
 from ..samples import Samples
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
+
+
+def check_can_follow(samples: Samples) -> None:
+    """Raise `BadParameter` if these are the samples of several datasets."""
+    if not isinstance(samples, RemoteDataset):
+        raise BadParameter(f"follow=True is for loops over one dataset, not over {samples.name!r}")
 
 
 class Loop(ABC):
@@ -26,6 +33,8 @@ class Loop(ABC):
 
     _dataset: Samples
     _meter: Meter
+    _follow: bool = False
+    """Whether each pass starts with the rows that the dataset has then."""
 
     @property
     @abstractmethod
@@ -109,10 +118,30 @@ class Loop(ABC):
         """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`."""
         return state_of(self._dataset, self.plan, *self._where())
 
+    def _take_from(self, dataset: Samples) -> None:
+        """Take the batches from this dataset from now on; for loops that follow."""
+        raise NotImplementedError
+
+    def _catch_up(self) -> None:
+        """Take the next pass from the dataset as it is now."""
+        assert isinstance(self._dataset, RemoteDataset)
+        now = self._dataset.at()
+        # Of several servers, one may not know the last rows yet.
+        if now.rows >= self._dataset.rows and now.revision != self._dataset.revision:
+            self._take_from(now)
+
+    def _return_to(self, state: Mapping[str, Any]) -> None:
+        """Take the rest of a pass from the dataset as it was then."""
+        assert isinstance(self._dataset, RemoteDataset)
+        revision = state.get("revision") if isinstance(state, Mapping) else None
+        if isinstance(revision, str) and not is_provisional(revision) and revision != self._dataset.revision:
+            self._take_from(self._dataset.at(revision))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state: the next loop delivers exactly what the saved pass had not delivered yet.
 
-        The number of shards may differ if ``batch_size × shards`` is the same.
+        The number of shards may differ if ``batch_size × shards`` is the same. A loop with ``follow=True`` finishes the
+        pass with the rows that it had.
 
         Raises
         ------
@@ -120,4 +149,6 @@ class Loop(ABC):
         BadParameter
             The state belongs to another order.
         """
+        if self._follow:
+            self._return_to(state)
         self._go_to(*position_in(state, self._dataset, self.plan))
