@@ -20,6 +20,7 @@ from .errors import BadAnswer
 from .offsets import MASK, Offsets, axes_of
 from .wire import (
     ALIGNMENT,
+    CROP,
     DATA,
     DTYPE_NAMES,
     INDICES,
@@ -101,6 +102,7 @@ class Frame:
         weighted: bool,
         offsets: Mapping[str, Offsets] | None = None,
         masked: bool = False,
+        cropped_axes: int = 0,
     ) -> Frame:
         """The frame of some fields of a dataset.
 
@@ -114,6 +116,8 @@ class Frame:
             Of fields whose rows are not the samples' own.
         masked : bool
             Whether these fields have masks.
+        cropped_axes : int
+            If rows are cropped, along how many axes; the fields have the shape of the crops.
 
         Raises
         ------
@@ -123,6 +127,8 @@ class Frame:
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype("<i8"), ())}
         if weighted:
             tensors[WEIGHT] = np.dtype("<f4"), ()
+        if cropped_axes:
+            tensors[CROP] = np.dtype("<i8"), (cropped_axes,)
         flat: dict[str, str] = {}
         sparse: dict[str, int] = {}
         masks = set()
@@ -156,7 +162,7 @@ class Frame:
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
-        kept = {ROWS, *([WEIGHT] if weighted else []), *fields}
+        kept = {ROWS, *([CROP] if fields else []), *([WEIGHT] if weighted else []), *fields}
         sparse = {name: columns for name, columns in self.sparse.items() if name in kept}
         kept |= {part for name in sparse for part in _parts_of(name)}
         kept |= {offsets for name, offsets in self.flat.items() if name in kept}

@@ -43,6 +43,8 @@ class Order:
         Number of rows that are stored and decoded together. With a window, blocks are shuffled as a whole.
     resampled : callable or None
         Returns the table from which an epoch is drawn with repeats. None: each row is visited once.
+    samples_of_row : int
+        Each row is so many samples, which have their own places in the order. Not with `resampled`.
     """
 
     spec: OrderSpec
@@ -53,12 +55,19 @@ class Order:
 
     resampled: Callable[[], Balanced | Weighted] | None = None
 
+    samples_of_row: int = 1
+
     @cached_property
     def _key(self) -> bytes:
         return order_key(self.spec.seed, self.spec.epoch, self.spec.split)
 
     def _named_key(self, name: str) -> bytes:
         return order_key(self.spec.seed, self.spec.epoch, f"{self.spec.split}\0{name}")
+
+    @cached_property
+    def crop_key(self) -> bytes:
+        """The key of the places of crops in their rows."""
+        return self._named_key("crop")
 
     @cached_property
     def batches_at_once(self) -> int:
@@ -68,7 +77,7 @@ class Order:
     def rows(
         self, start: int, stop: int, sequence: npt.NDArray[Any] | None = None
     ) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Row ids of batches start … stop-1, back to back, and which of them are real (not padding).
+        """Samples of batches start … stop-1, back to back, and which of them are real (not padding).
 
         Parameters
         ----------
@@ -77,8 +86,8 @@ class Order:
 
         Returns
         -------
-        rows : (k,) int64
-            Row ids.
+        samples : (k,) int64
+            Row ids. If each row is several samples: their numbers, ``row * samples_of_row + number of the sample``.
         real : (k,) bool
             False for padding.
 
@@ -92,6 +101,7 @@ class Order:
             return self.resampled().draw(positions, self.grid.rows, key), real
         window = self.spec.window
         if window is not None:
+            window *= self.samples_of_row
             sequence = self.sequence() if sequence is None else sequence
             for number in np.unique(positions // window).tolist():
                 inside = np.flatnonzero(positions // window == number)
@@ -99,18 +109,25 @@ class Order:
                 size = min(window, self.grid.rows - first)
                 key = self._named_key(f"window {number}")
                 positions[inside] = first + permute(positions[inside] - first, size, key)
-            return sequence[positions].astype(np.int64), real
+            return self._samples_of(sequence, positions), real
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
-        return (positions if split_rows is None else split_rows[positions].astype(np.int64)), real
+        return (positions if split_rows is None else self._samples_of(split_rows, positions)), real
+
+    def _samples_of(self, rows: RowSet | npt.NDArray[Any], positions: Int64s) -> Int64s:
+        """The samples at positions of an order in which the samples of each row follow each other."""
+        several = self.samples_of_row
+        if several == 1:
+            return rows[positions].astype(np.int64)
+        return rows[positions // several].astype(np.int64) * several + positions % several
 
     def sequence(self) -> npt.NDArray[Any]:
         """All rows in the shuffled order of their blocks, (n,) int32 or int64; windows are consecutive parts of it.
 
         It is computed in pieces: for millions of rows, temporary arrays would otherwise be many times as large.
         """
-        count, block = self.grid.rows, self.block
+        count, block = self.grid.rows // self.samples_of_row, self.block
         if not count:
             return np.zeros(0, np.int32)
         found = self.split_rows()

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.crops import RowShape, spatial_axes
 from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.stored.codecs import unsupported
@@ -63,6 +64,15 @@ class Field:
     @property
     def row_bytes(self) -> int:
         return self.column.row_bytes
+
+    @property
+    def row_shape(self) -> RowShape:
+        """Shape of a row, and how many of its axes can be cropped."""
+        if self.is_ragged:
+            return RowShape((), 0)
+        is_complex = self.images is None and np.dtype(self.array.dtype).kind == "c"
+        axes = spatial_axes(self.sample_shape, has_channels=self.channels is not None, is_complex=is_complex)
+        return RowShape(self.sample_shape, axes)
 
     @property
     def is_text(self) -> bool:

@@ -7,13 +7,14 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .crops_spec import CropsSpec
 from .joins_spec import JoinsSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec, JoinsSpec):
+class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -87,6 +88,10 @@ class OrderSpec(FilteredSpec, JoinsSpec):
             raise ValueError("balance and weights are two ways to draw rows: use one of them")
         if self.draws and self.window is not None:
             raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
+        if self.draws and self.crop_at == "grid":
+            raise ValueError(
+                "crop_at=grid visits each part of each row once, but balance and weights draw rows: use crop_at=random"
+            )
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self

@@ -216,7 +216,9 @@ class PieceFetcher:
         self._places_refused = self._worth_it = False
         self._failures = 0
         self.reason: str | None = None
-        if plan.pieces is False:
+        if plan.not_here:
+            self.reason = plan.not_here
+        elif plan.pieces is False:
             self.reason = "decode='server'"
         elif lacking := missing():
             self.reason = f"{' and '.join(lacking)} not installed: `pip install 'h5feed[decode]'`"
