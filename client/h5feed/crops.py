@@ -65,7 +65,7 @@ def crop_of(value: str | int | Sequence[int]) -> tuple[int, ...]:
     BadParameter
     """
     if not isinstance(value, str):
-        numbers = value if isinstance(value, Sequence) else (value,)
+        numbers: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
         if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in numbers):
             raise BadParameter(f"crop={value!r} must be a tuple of lengths, such as (64, 64), or text such as '64x64'")
         value = crop_text(numbers)
@@ -165,7 +165,8 @@ def grid_starts(cells: Int64s, crop: tuple[int, ...], extents: tuple[int, ...]) 
     """
     places = np.stack(np.unravel_index(cells, cells_of(crop, extents)), axis=-1)
     lengths = np.array(crop, np.int64)
-    return np.minimum(places * lengths, np.array(extents, np.int64) - lengths)
+    starts: Int64s = np.minimum(places * lengths, np.array(extents, np.int64) - lengths)
+    return starts
 
 
 def random_starts(positions: Int64s, crop: tuple[int, ...], extents: tuple[int, ...], key: bytes) -> Int64s:
