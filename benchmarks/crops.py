@@ -57,7 +57,8 @@ def _crops(dataset: h5feed.Dataset) -> Turn:
     def turn() -> int:
         samples = 0
         for epoch in itertools.islice(epochs, _EPOCHS):
-            for batch in dataset.batches(batch_size=_BATCH, connections=CONNECTIONS, epoch=epoch, **_OPTIONS):
+            options: OrderOptions = {**_OPTIONS, "epoch": epoch}
+            for batch in dataset.batches(batch_size=_BATCH, connections=CONNECTIONS, **options):
                 samples += len(batch.rows)
         return samples
 

@@ -30,6 +30,13 @@ ROWS, ARRAYS = 7, 60
 WIDE = (40, 30_000)
 """Rows whose lines are further apart than what is read along, in chunks that are not read as a whole."""
 
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"compression": "gzip"},
+    {"compression": "lzf", "shuffle": True},
+    dict(hdf5plugin.LZ4()),
+]
+
 PACKED = {"scale_factor": 0.5, "add_offset": -3.0}
 
 
@@ -47,9 +54,7 @@ def _write(path: Path) -> None:
                 options["chunks"] = tuple(int(random.integers(1, extent + 1)) for extent in array.shape)
                 if random.random() < 0.2:
                     options["chunks"] = (1, *shape)
-                options |= [{}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True}, hdf5plugin.LZ4()][
-                    random.integers(4)
-                ]
+                options |= FILTERS[random.integers(4)]
             if "chunks" in options and random.random() < 0.3:
                 made = file.create_dataset(f"a{number}", array.shape, dtype, fillvalue=fill, **options)
                 # Some chunks are never written.
@@ -89,7 +94,7 @@ def services(
     path: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Services]:
     """Fields are in memory as a whole, or read from the file for each batch, without a cache of chunks."""
-    caches = {} if request.param == "cached" else {"cache_bytes": 0, "chunk_cache_bytes": 0}
+    caches: dict[str, Any] = {} if request.param == "cached" else {"cache_bytes": 0, "chunk_cache_bytes": 0}
     begun = Services.start(Settings(data_dir=path.parent, cache_dir=tmp_path_factory.mktemp("cache"), **caches))
     try:
         begun.catalog.dataset_within(60, "data")

@@ -21,7 +21,7 @@ from h5feed.errors import BadParameter, TooLarge
 from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
-from h5feed.stored.crop_reader import is_cut, pieces_of_box
+from h5feed.stored.crop_reader import can_be_sliced, is_cut, pieces_of_box
 from h5feed.wire import CROP, ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
@@ -621,7 +621,11 @@ class Batcher:
             self.check_count(rows)
             if field.crop is not None and self._check_crop_pieces(rows, field):
                 continue
-            for array in (segment.array for segment in field.column.segments):
+            for segment in field.column.segments:
+                array = segment.array
+                if segment.transposed and can_be_sliced(segment):
+                    self._check_box_pieces(rows, field.name, pieces_of_box(segment.as_row, segment.row_lengths))
+                    continue
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(
                         f"{rows} rows of {field.name!r} lie in {rows * array.cells} parts of chunks, more than the "
@@ -651,12 +655,16 @@ class Batcher:
         if field.column.images is not None or not all(map(is_cut, field.column.segments)):
             return False
         each = max(pieces_of_box(segment.array, field.crop) for segment in field.column.segments)
+        self._check_box_pieces(rows, field.name, each)
+        return True
+
+    def _check_box_pieces(self, rows: int, name: str, each: int) -> None:
+        """Check that so many rows, which lie in at most `each` pieces, are not too many."""
         if rows * each > MAX_PIECES:
             raise TooLarge(
-                f"{rows} crops of {field.name!r} lie in {rows * each} parts of chunks or ranges, more than the limit "
+                f"{rows} rows of {name!r} lie in {rows * each} parts of chunks or ranges, more than the limit "
                 f"of {MAX_PIECES} per response: request at most {max(1, MAX_PIECES // each)} at once"
             )
-        return True
 
 
 def _too_many_bytes(rows: int, nbytes: int, limit: int) -> TooLarge:

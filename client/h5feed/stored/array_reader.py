@@ -18,7 +18,7 @@ from ..errors import DatasetCorrupt
 from .chunk_reader import ChunkReader, fill_row
 from .chunk_rows import ChunkRows
 from .column import Column, Segment
-from .crop_reader import Boxes, CropReader, is_cut, read_whole_rows
+from .crop_reader import Boxes, CropReader, is_cut, read_whole_rows, slices_of
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .padding import cut_padding
@@ -241,6 +241,8 @@ class ArrayReader:
         if segment.offsets is not None:
             return ranges_of_items(array, segment.offsets[rows], segment.offsets[rows + 1], is_needed)
         if segment.transposed:
+            if (slices := slices_of(segment, rows)) is not None:
+                return self._crops.ranges(replace(segment, array=segment.as_row, axis=0), slices)
             rows = np.arange(array.rows, dtype=np.int64)
         return ranges_of_rows(array, rows, is_needed)
 
@@ -280,6 +282,12 @@ class ArrayReader:
 
     def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
         """Rows that are not served as they are stored: members of records, big-endian numbers, columns of a matrix."""
+        if segment.transposed and (slices := slices_of(segment, rows)) is not None:
+            # raw: (k, *sample shape)
+            raw_rows = np.empty((len(rows), *_without(segment.array.shape, segment.axis)), segment.array.dtype)
+            as_bytes = raw_rows.reshape(-1).view(np.uint8).reshape(len(rows), *slices.lengths, raw_rows.itemsize)
+            self._crops.read(replace(segment, array=segment.as_row, axis=0), slices, as_bytes)
+            return _as_served(segment, raw_rows, segment.wire[1])
         source, array = segment.source, segment.array
         stored = array.records if array.record else array
         wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
@@ -292,7 +300,7 @@ class ArrayReader:
         values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
         values = cut_padding(values, array.padding)
         if segment.transposed:
-            values = np.moveaxis(values, -1, 0)[rows]
+            values = np.moveaxis(values, segment.axis, 0)[rows]
         return _as_served(segment, values, segment.wire[1])
 
     def _read_stored(
@@ -328,9 +336,13 @@ def _as_served(segment: Segment, values: npt.NDArray[Any], sample_shape: tuple[i
     if packing is not None and segment.served_as is not None:
         return packing.unpack(values)
     if values.dtype.kind == "c":
-        little = values.astype(values.dtype.newbyteorder("<"))
+        little = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"))
         return little.view(segment.wire[0]).reshape(len(values), *sample_shape)
     return values.reshape(len(values), *sample_shape)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def _divided_boxes(column: Column, boxes: Boxes) -> Iterator[tuple[Segment, Int64s | None, Boxes]]:

@@ -27,6 +27,12 @@ long as a system call, and storage has larger pages."""
 _WHOLE_CHUNK_BYTES = 1 << 20
 """Unfiltered chunks up to this size are read as a whole: once for all parts that touch them."""
 
+MAX_WHOLE_BYTES = 64 << 20
+"""Maximum bytes of an array that is read as a whole for rows that are scattered over it."""
+
+_PAGE_BYTES = 4 << 10
+"""Storage has no smaller pages."""
+
 _WHOLE_ROWS_BYTES = 32 << 20
 """Bytes of whole rows that are read at a time, where no smaller part of them can be read."""
 
@@ -67,9 +73,51 @@ class Boxes:
 
 def is_cut(segment: Segment) -> bool:
     """Whether less than whole rows of a segment can be read."""
-    array = segment.array
-    indirect = array.by_h5py or array.inline is not None or array.record is not None or array.padding is not None
-    return not (indirect or segment.transposed or segment.has_lists)
+    return not segment.transposed and can_be_sliced(segment)
+
+
+def _has_positions(array: ArrayLayout) -> bool:
+    """Whether the elements of an array are at positions of their own."""
+    return not (array.by_h5py or array.inline is not None or array.record is not None or array.padding is not None)
+
+
+def can_be_sliced(segment: Segment) -> bool:
+    """Whether rows along any axis can be read without the rest of the array."""
+    return not segment.has_lists and _has_positions(segment.array)
+
+
+def slices_of(segment: Segment, rows: Int64s) -> Boxes | None:
+    """Rows that are slices along an axis other than the first, as parts of `Segment.as_row`; None if it is better to
+    read the whole array.
+
+    That is better if most of it would be read anyway.
+    """
+    if not can_be_sliced(segment):
+        return None
+    array, axis = segment.as_row, segment.axis
+    if segment.array.nbytes <= MAX_WHOLE_BYTES:
+        if array.chunk_shape is not None:
+            height = array.chunk_shape[1 + axis]
+            if 2 * len(np.unique(rows // height)) >= -(-segment.rows // height):
+                return None
+        elif len(rows) * read_for_box(array, segment.row_lengths) >= segment.array.nbytes:
+            return None
+    starts = np.zeros((len(rows), len(segment.array.shape)), np.int64)
+    starts[:, axis] = rows
+    return Boxes(np.zeros(len(rows), np.int64), starts, segment.row_lengths)
+
+
+def read_for_box(array: ArrayLayout, lengths: tuple[int, ...]) -> int:
+    """Bytes that are read for a part of a row: of whole chunks, or of contiguous arrays those between its elements and
+    of pages that it shares with others as well."""
+    part = (*lengths, *array.sample_shape[len(lengths) :])
+    if array.chunk_shape is not None:
+        chunk_bytes = math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize
+        return chunk_bytes * math.prod(
+            -(-length // width) for length, width in zip(part, array.chunk_shape[1:], strict=True)
+        )
+    spans = Spans.of(array.sample_shape, part, np.dtype(array.dtype).itemsize)
+    return math.prod(length for length, _ in spans.steps) * max(spans.nbytes, _PAGE_BYTES)
 
 
 def pieces_of_box(array: ArrayLayout, lengths: tuple[int, ...]) -> int:
