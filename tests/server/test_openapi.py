@@ -128,6 +128,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "sampling_rate": {"sequence_length": 2},
     "ends": {"sequence_length": 2},
     "episode": {"sequence_length": 2},
+    "crop_fields": {"crop": "1"},
     "shard": {"shards": 2},
     "split_seed": {"test": 0.1, "split": "train"},
     "split_shuffle": {"test": 0.1, "split": "train"},

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from h5feed.stored import crop_reader
+from h5feed_server.builder import BuildOptions, build
+from h5feed_server.catalog.grouping import assembly
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.splits.order_spec import OrderSpec
@@ -188,3 +190,18 @@ def test_rows_along_the_first_axis(feed: tuple[h5feed.Feed, Path]) -> None:
 def test_declarations_that_cannot_be_followed(feed: tuple[h5feed.Feed, Path], name: str, says: str) -> None:
     with pytest.raises(h5feed.errors.FeedError, match=says):
         feed[0][name]
+
+
+def test_a_build_writes_slices_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of arrays that are not served because their slices are scattered."""
+    values = np.random.default_rng(3).integers(0, 100, (200, 90, 40), np.int16)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["volume"] = values
+        file["label"] = np.arange(40) % 2
+    (tmp_path / "h5feed.toml").write_text('[datasets.scan]\nfiles = ["scan.h5"]\nrows_along = 2\n')
+    for limit in (assembly.MAX_WHOLE_BYTES, 0):
+        monkeypatch.setattr(assembly, "MAX_WHOLE_BYTES", limit)
+        report = build(tmp_path / "scan.h5", tmp_path / f"out{limit}.h5", BuildOptions())
+        assert not report.left_out
+        with h5py.File(tmp_path / f"out{limit}.h5") as file:
+            np.testing.assert_array_equal(file["volume"][:], np.moveaxis(values, 2, 0))
