@@ -130,6 +130,22 @@ def test_passes_have_other_crops(ds: h5feed.Dataset) -> None:
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(list(still), list(still), strict=True))
 
 
+@pytest.mark.parametrize("at", ["random", "center", "grid"])
+def test_frames_of_a_window_have_the_same_crop(ds: h5feed.Dataset, truth: dict[str, npt.NDArray[Any]], at: Any) -> None:
+    """Also under another name: a sample of several rows has one place."""
+    options: dict[str, Any] = {"sequence_length": 3, "offsets": {"next": ("mask", 3)}, "fields": ["mask", "next"]}
+    seen = []
+    for batch in ds.batches(**CROP, crop_at=at, shuffle=True, batch_size=8, **options):
+        assert batch["mask"].shape[1:] == (3, 32, 48) and batch["next"].shape[1:] == (32, 48)
+        for place, (row, (top, left)) in enumerate(zip(batch.rows.tolist(), batch["__crop__"].tolist(), strict=True)):
+            part = truth["mask"][row : row + 4, top : top + 32, left : left + 48]
+            np.testing.assert_array_equal(batch["mask"][place], part[:3])
+            np.testing.assert_array_equal(batch["next"][place], part[3])
+            seen.append((row, top, left))
+    cells = 6 if at == "grid" else 1
+    assert len(seen) == len(set(seen)) == (ROWS - 3) * cells
+
+
 def test_why_rows_are_not_read_here(ds: h5feed.Dataset) -> None:
     """The server crops; a loop says so, and a local cache of rows is refused."""
     loader = ds.loader(**CROP, x="image", y="label", decode="client")
