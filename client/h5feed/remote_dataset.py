@@ -930,6 +930,8 @@ class RemoteDataset:
             return None
         as_stored, known, stored = names_of(asked.get("encoded")), self._known(asked), renamed(asked)
         axes = {field["name"]: field.get("spatial_axes", 0) for field in self.info["fields"]}
+        for _, info in self._joins:
+            axes |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("spatial_axes", 0) for own in info["fields"]}
         rows = {
             name: RowShape(known[name].shape, 0 if name in as_stored else axes[stored.get(name, name)])
             for name in self._chosen(asked)

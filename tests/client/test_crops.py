@@ -40,6 +40,8 @@ def _write(path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     _write(path / "scans.h5")
+    with h5py.File(path / "scans.h5") as scans, h5py.File(path / "masks.h5", "w") as file:
+        file["mask"] = scans["mask"][:]
     return path
 
 
@@ -144,6 +146,17 @@ def test_frames_of_a_window_have_the_same_crop(ds: h5feed.Dataset, truth: dict[s
             seen.append((row, top, left))
     cells = 6 if at == "grid" else 1
     assert len(seen) == len(set(seen)) == (ROWS - 3) * cells
+
+
+def test_joined_masks(ds: h5feed.Dataset, truth: dict[str, npt.NDArray[Any]]) -> None:
+    """Of another dataset, they are cropped like the images."""
+    options: dict[str, Any] = {**CROP, "join": "masks", "fields": ["image", "masks/mask"], "shuffle": True}
+    for batch in ds.batches(batch_size=8, **options):
+        np.testing.assert_array_equal(batch["image"], _cut(truth["image"], batch))
+        np.testing.assert_array_equal(batch["masks/mask"], _cut(truth["mask"], batch))
+    loader = ds.loader(x="image", y="masks/mask", **{name: options[name] for name in ("crop", "join")})
+    x, y = next(iter(loader))
+    assert x.shape == (30, 32, 48, 3) and y.shape == (30, 32, 48)
 
 
 def test_why_rows_are_not_read_here(ds: h5feed.Dataset) -> None:

@@ -163,7 +163,7 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
             # Which keys there are, and whether they are unique, is known when they are read.
             of_keys = ("key", "value", "how")
             if "examples" not in each["schema"] or each["in"] == "header" or each["name"] in of_keys:
-                others = ("prefer", "cache-control", "encoded", *of_keys)
+                others = ("prefer", "cache-control", "encoded", "crop", *of_keys)
                 assert each["name"] in filled | place or each["name"] in others, each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
