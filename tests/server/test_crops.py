@@ -195,7 +195,7 @@ def test_crops_are_parts_of_rows(services: Services, truth: dict[str, npt.NDArra
     at=st.sampled_from(["random", "center", "grid"]),
     shards=st.integers(1, 4),
     batch_size=st.integers(1, 9),
-    window=st.sampled_from([None, 1, 2, 5]),
+    window=st.sampled_from([None, 1, 2, 5, 2**61]),
     limit=st.sampled_from([None, 1, 4]),
     seed=st.integers(0, 2),
 )

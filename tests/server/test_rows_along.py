@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pytest
 from h5feed.stored import crop_reader
 from h5feed_server.builder import BuildOptions, build
-from h5feed_server.catalog.grouping import assembly
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.splits.order_spec import OrderSpec
@@ -199,8 +198,8 @@ def test_a_build_writes_slices_together(tmp_path: Path, monkeypatch: pytest.Monk
         file["volume"] = values
         file["label"] = np.arange(40) % 2
     (tmp_path / "h5feed.toml").write_text('[datasets.scan]\nfiles = ["scan.h5"]\nrows_along = 2\n')
-    for limit in (assembly.MAX_WHOLE_BYTES, 0):
-        monkeypatch.setattr(assembly, "MAX_WHOLE_BYTES", limit)
+    for limit in (crop_reader.MAX_WHOLE_BYTES, 0):
+        monkeypatch.setattr("h5feed_server.catalog.grouping.assembly.MAX_WHOLE_BYTES", limit)
         report = build(tmp_path / "scan.h5", tmp_path / f"out{limit}.h5", BuildOptions())
         assert not report.left_out
         with h5py.File(tmp_path / f"out{limit}.h5") as file:

@@ -101,7 +101,9 @@ class Order:
             return self.resampled().draw(positions, self.grid.rows, key), real
         window = self.spec.window
         if window is not None:
-            window *= self.samples_of_row
+            if self.samples_of_row > 1:
+                # No longer than the order: the product may be too large for positions.
+                window = max(1, min(window * self.samples_of_row, self.grid.rows))
             sequence = self.sequence() if sequence is None else sequence
             for number in np.unique(positions // window).tolist():
                 inside = np.flatnonzero(positions // window == number)
