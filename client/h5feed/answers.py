@@ -131,6 +131,13 @@ class Limits(TypedDict):
     body_bytes: Count
 
 
+class PackedRowsInfo(TypedDict):
+    rows: Count
+    empty: Count
+    items: Count
+    fill: Number
+
+
 class PlanInfo(TypedDict):
     revision: str
     rows: Count
@@ -141,6 +148,7 @@ class PlanInfo(TypedDict):
     tensors: list[TensorInfo]
     limits: Limits
     part_rows: NotRequired[Count]
+    packed: NotRequired[PackedRowsInfo | None]
     rows_decoded_together: NotRequired[Count]
     stored: bool | None
     note: Text

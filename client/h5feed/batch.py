@@ -27,7 +27,9 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     Attributes
     ----------
     rows : (batch,) int64
-        Row ids in the dataset.
+        Row ids in the dataset. With ``pack=``, those of all rows in the packed rows, one after the other.
+    row_offsets : (batch + 1,) int64 or None
+        With ``pack=``: where the rows of each packed row begin in `rows`.
     weight : (batch,) float32 or None
         With ``last="pad"``: 1 for a row, 0 for a padding row.
     index, epoch : int
@@ -37,7 +39,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         ``NAME.indices`` and ``NAME.indptr``: see `sparse` and `dense`.
     """
 
-    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "rows", "weight")
+    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "row_offsets", "rows", "weight")
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     ) -> None:
         self._fields = fields
         self.rows = rows
+        self.row_offsets: npt.NDArray[np.int64] | None = None
         self.weight = weight
         self.index = index
         self.epoch = epoch

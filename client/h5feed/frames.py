@@ -84,6 +84,9 @@ class Frame:
         Fields with sparse rows, and their numbers of columns.
     masks : frozenset of str
         Tensors that say which rows of samples are real.
+    packed : bool
+        Whether the rows of a body are those of packed rows, whose number differs. The offsets of the row ids say where
+        each packed row begins.
     """
 
     rows: int
@@ -91,6 +94,7 @@ class Frame:
     flat: Mapping[str, str]
     sparse: Mapping[str, int] = dataclass_field(default_factory=dict)
     masks: frozenset[str] = frozenset()
+    packed: bool = False
 
     @classmethod
     def of(
@@ -103,6 +107,7 @@ class Frame:
         offsets: Mapping[str, Offsets] | None = None,
         masked: bool = False,
         cropped_axes: int = 0,
+        packed: bool = False,
     ) -> Frame:
         """The frame of some fields of a dataset.
 
@@ -118,6 +123,8 @@ class Frame:
             Whether these fields have masks.
         cropped_axes : int
             If rows are cropped, along how many axes; the fields have the shape of the crops.
+        packed : bool
+            Whether the rows are those of packed rows.
 
         Raises
         ------
@@ -129,6 +136,8 @@ class Frame:
             tensors[WEIGHT] = np.dtype("<f4"), ()
         if cropped_axes:
             tensors[CROP] = np.dtype("<i8"), (cropped_axes,)
+        if packed:
+            tensors[ROWS + OFFSETS] = np.dtype("<i8"), ()
         flat: dict[str, str] = {}
         sparse: dict[str, int] = {}
         masks = set()
@@ -158,7 +167,7 @@ class Frame:
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
                 tensors[field.name] = dtype, (*axes, *field.shape)
-        return cls(rows, tensors, flat, sparse, frozenset(masks))
+        return cls(rows, tensors, flat, sparse, frozenset(masks), packed)
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
@@ -224,7 +233,7 @@ class Frame:
 
     def max_bytes(self, rows: int, bodies: int = 1, limit: int = MAX_BODY_BYTES) -> int:
         """Maximum size of `bodies` bodies of `rows` rows; `limit` applies to a body with rows that differ in length."""
-        if self.flat:
+        if self.flat or self.packed:
             return min(bodies * limit, MAX_BODY_BYTES)
         head = _HEADER_BYTES + sum(_TENSOR_BYTES + _ESCAPED * len(name) for name in self.tensors)
         return min(bodies * (head + rows * self.row_bytes), MAX_BODY_BYTES)
@@ -239,7 +248,9 @@ class Frame:
         by_name = {tensor.name: tensor for tensor in tensors}
         self._check_names(by_name)
         for name, tensor in by_name.items():
-            rows = tensor.shape[:1] if name in self.flat else (batch_size + (name in self.offsets),)
+            rows: tuple[int, ...] = (batch_size + (name in self.offsets),)
+            if name in self.flat or self.packed:
+                rows = tensor.shape[:1]
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])
 
@@ -275,12 +286,17 @@ class Frame:
             array = stacked[name]
             if array.dtype != dtype or array.shape[2:] != sample or array.ndim < 2:
                 raise _wrong(name, array.dtype, array.shape[1:], dtype, sample)
+            if name == ROWS + OFFSETS:
+                # Of a packed batch: there are as many as packed rows.
+                continue
             if array.shape[1] != rows and name not in self.flat:
                 if name in self.offsets and array.shape[1] == rows + 1:
                     continue
                 raise BadAnswer(f"{name!r} has {array.shape[1]} rows, but there are {rows} row ids")
         for name, offsets in self.flat.items():
             check_offsets(name, stacked[name], stacked[offsets])
+        if self.packed:
+            check_offsets(ROWS, stacked[ROWS], stacked[ROWS + OFFSETS])
         for name, columns in self.sparse.items():
             indices = stacked[name + INDICES]
             if indices.size and not (indices.min() >= 0 and indices.max() < columns):

@@ -66,6 +66,28 @@ class EpochOptions(SplitOptions, total=False):
 
     window: int | None
     """Number of rows to shuffle among, by whole chunks: for files whose chunks hold many rows."""
+    pad: bool | str | Sequence[str] | None
+    """Fields of lists or text to pad, or True for all: see `h5feed.ragged`."""
+    max_length: int | Mapping[str, int] | None
+    """Length of padded rows, or one for each field. Default: that of the longest row of the batch, rounded up."""
+    truncate: Literal["start", "end"] | None
+    """The part of rows longer than `max_length` to keep; default: they are an error."""
+    pad_to: int | Sequence[int] | None
+    """Without `max_length`: round the length up to a multiple of this (8), or to the next of these lengths."""
+    pad_value: float | Mapping[str, float] | None
+    """What fills the rest of a padded or packed row; default 0."""
+    bucket: int | None
+    """Batches of rows of alike lengths: number of rows among which they are sorted."""
+    bucket_by: str | None
+    """With `bucket`: the field whose lengths count; default: the only list field."""
+    bucket_group: int | None
+    """With `bucket`: number of consecutive batches of alike lengths; default: `shards`."""
+    pack: int | None
+    """Pack whole rows into rows of this many items. `batch_size` counts packed rows."""
+    pack_by: str | None
+    """With `pack`: the field whose lengths count; default: the only list field."""
+    overlong: Literal["truncate", "split"] | None
+    """With `pack`: what to do with longer rows; default: they are an error."""
     balance: bool | None
     """Draw each class equally often; rows may repeat."""
     weights: str | npt.ArrayLike | None

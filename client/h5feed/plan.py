@@ -13,6 +13,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .ragged import Layout
 from .stored.packing import Packing
 from .wire import Tensor
 
@@ -56,7 +57,8 @@ class Plan:
     """The parameters of the order, including the revision: strings, but of ``where`` a tuple of them."""
     batch_size: int
     tensors: tuple[Tensor, ...]
-    """The tensors of a full batch when it is handed out, including row ids and weights."""
+    """The tensors of a full batch when it is handed out, including row ids and weights; lists before they are padded or
+    packed."""
     max_rows: int
     """Maximum number of rows per response."""
     max_bytes: int
@@ -93,6 +95,10 @@ class Plan:
     """Anything unexpected about the splits, and which stored splits they replace."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """The options it was made with, see `OrderOptions`."""
+    layout: Layout | None = None
+    """How lists and text are padded or packed when a batch has arrived."""
+    fill: float | None = None
+    """With ``pack``: share of the places of all packed rows that hold items."""
 
     @cached_property
     def is_drawn(self) -> bool:
@@ -117,6 +123,11 @@ class Plan:
             fitting = max(1, (self.max_bytes - frame.max_bytes(0)) // frame.row_bytes)
             part_rows = fitting if fitting < self.batch_size else 0
         return replace(self, params=params, frame=frame, part_rows=part_rows)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows are packed rows, each of several rows of the dataset."""
+        return self.frame.packed
 
     def rows_of(self, index: int) -> int:
         """Rows of batch `index`."""

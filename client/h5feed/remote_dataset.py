@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, Literal, NoReturn, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, Unpack, cast, overload
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,11 +28,21 @@ from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
 from .fetching.images import ImageFetcher
+from .fetching.laying_out import laid_out, laid_out_fetch
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
-from .fetching.server import check_asked_for, fetch_by_key, fetch_rows, fetcher, only_batch, only_tensor, taker
+from .fetching.server import (
+    check_asked_for,
+    fetch_by_key,
+    fetch_rows,
+    fetcher,
+    only_batch,
+    only_tensor,
+    rows_in,
+    taker,
+)
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
@@ -48,6 +58,7 @@ from .options import (
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
+from .ragged import OPTIONS, Layout, layout_of
 from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
@@ -333,6 +344,7 @@ class RemoteDataset:
             given: dict[str, Any] = dict(options)
             return self.joined_by(given).batch(index, split=split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
+        asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
         frame = self._frame(asked)
         most = frame.max_bytes(batch_size)
@@ -345,12 +357,14 @@ class RemoteDataset:
             return self._fetch(plan, None)(Block(epoch, index, index + 1, plan.batch_bytes), threading.Event())[0]
         batch = only_batch(body, frame)
         check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision, self._client.names)
-        if len(batch.rows) > batch_size:
-            raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
+        if rows_in(batch, frame) > batch_size:
+            raise BadAnswer(f"batch {index} has {rows_in(batch, frame)} rows, expected at most {batch_size}")
         if decoding:
             batch = decoded_batch(batch, decoding, self._client.pool)
         if unpacking := self._unpacking(options):
             batch = unpacked(batch, unpacking)
+        if layout is not None:
+            batch = laid_out(batch, layout, self._client.pool)
         return batch.densified(self._client.pool) if options.get("sparse") == "dense" else batch
 
     def batches(
@@ -582,6 +596,7 @@ class RemoteDataset:
             given: dict[str, Any] = dict(options)
             return self.joined_by(given).plan(split, batch_size=batch_size, **given)
         asked, decoding = self._decoding(options)
+        asked, layout = self._laid_out(asked)
         params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
         # The division into batches depends neither on the order nor on the epoch, and is fixed for a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
@@ -603,9 +618,10 @@ class RemoteDataset:
         return Plan(
             rows=answer["rows"],
             batches=answer["batches"],
-            # During decoding, encoded and decoded images are both in memory.
+            # During decoding, encoded and decoded images are both in memory; so are flat and padded lists.
             batch_bytes=answer["batch_bytes"]
             + sum(batch_size * math.prod(spec.shape) for spec in decoding.values())
+            + (0 if layout is None else layout.nbytes(batch_size))
             + (self._dense_bytes(frame) * batch_size if is_dense else 0)
             + batch_size
             * sum(
@@ -638,6 +654,8 @@ class RemoteDataset:
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
             note=answer["note"],
             asked=dict(options),
+            layout=layout,
+            fill=packed["fill"] if (packed := answer.get("packed")) else None,
         )
 
     def read_ahead(
@@ -733,6 +751,13 @@ class RemoteDataset:
         if self._joins and cache is not None:
             raise BadParameter("cache= keeps the rows of one dataset, not of several that are joined: leave it out")
         client = self._client if pool is None else self._client.with_pool(pool)
+        if plan.layout is not None:
+            if plan.is_packed and cache is not None:
+                raise BadParameter(
+                    "cache= cannot be used with pack=: the rows of a batch are known only when it arrives"
+                )
+            flat = self._fetch(replace(plan, layout=None), cache, pool)
+            return laid_out_fetch(flat, plan.layout, client.pool)
         path = self._path
         images = ImageFetcher(client, path, plan) if plan.images else None
         fetch: Fetch[Batch] = images or fetcher(client, path, plan)
@@ -834,6 +859,23 @@ class RemoteDataset:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
 
+    def _laid_out(self, options: OrderOptions) -> tuple[OrderOptions, Layout | None]:
+        """Options for the server, and how to pad or pack here what it sends.
+
+        Raises
+        ------
+        BadParameter, FieldNotFound, UnsupportedField
+        """
+        fields = None if options.get("fields") is None else names_of(options.get("fields"))
+        layout = layout_of(self.fields, fields, options)
+        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
+        if layout is not None:
+            asked |= layout.params
+            if fields is None:
+                others = [] if layout.pack is not None else self._chosen(options)
+                asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
+        return cast(OrderOptions, asked), layout
+
     def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
         """How to unpack the requested fields, with ``decode_cf``.
 
@@ -905,6 +947,7 @@ class RemoteDataset:
             offsets=self._offsets(asked),
             masked=asked.get("ends") == "pad",
             cropped_axes=0 if crops is None else len(crops.lengths),
+            packed=asked.get("pack") is not None,
         )
 
     def _known(self, asked: Mapping[str, Any]) -> dict[str, Field]:
@@ -949,7 +992,7 @@ class RemoteDataset:
         most = self.rows * (1 if crops is None else crops.samples_of_row)
         if (
             (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, tail_of(asked))
-            or (plan["rows"] > most and not draws)
+            or (plan["rows"] > most and not draws and not frame.packed)
             or not plan["limits"]["body_bytes"]
         ):
             raise BadAnswer(

@@ -33,7 +33,8 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
     -------
     tf.data.Dataset
         Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes. The batch dimension is
-        known if every batch is full (``last="drop"`` or ``"pad"``).
+        known if every batch is full (``last="drop"`` or ``"pad"``). With ``pad=`` and no ``max_length=``, the second
+        dimension is not known.
     """
     check_dense(options, "tf.data")
     loader = Loader(dataset, split, **options)
@@ -41,8 +42,11 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
     is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1
     rows = plan.batch_size if is_cut or plan.rows % plan.batch_size == 0 else None
 
+    differs = plan.layout is not None and not plan.layout.is_fixed
+
     def spec(array: Any) -> tf.TensorSpec:
-        return tf.TensorSpec((rows, *array.shape[1:]), tf.as_dtype(array.dtype))
+        sample = (None, *array.shape[2:]) if differs and array.ndim > 1 else array.shape[1:]
+        return tf.TensorSpec((rows, *sample), tf.as_dtype(array.dtype))
 
     # Class modes, statistics and a transform change dtypes and shapes: look at a batch.
     signature = mapped(spec, loader.example())

@@ -378,11 +378,14 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         shard, shards = int(self._order.get("shard") or 0), int(self._order.get("shards") or 1)
         steps = self._plan.rows // (self._plan.batch_size * shards * workers)
         padded = any(tensor.name == WEIGHT for tensor in self._plan.tensors)
-        of_worker = {
+        of_worker: dict[str, Any] = {
             "shard": worker * shards + shard,
             "shards": workers * shards,
             "last": "pad" if padded else "drop",
         }
+        if self._order.get("bucket") is not None and self._order.get("bucket_group") is None:
+            # The order must not depend on the number of workers.
+            of_worker["bucket_group"] = shards
         # The first batch of this worker that is not before `following`.
         step = max(0, -(-(following - worker) // workers))
         final = steps * workers + worker

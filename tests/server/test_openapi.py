@@ -138,6 +138,11 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "val": {"split": "train"},
     "folds": {"split": "train"},
     "compress": {"body": "pieces"},
+    "max_length": {"pad": "text"},
+    "truncate": {"pad": "text", "max_length": "2"},
+    "bucket_group": {"bucket": 64},
+    "pack": {"fields": "text"},
+    "overlong": {"fields": "text", "pack": 64},
 }
 """What parameters need beside them to have an effect."""
 
@@ -163,15 +168,16 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
             # Which keys there are, and whether they are unique, is known when they are read.
             of_keys = ("key", "value", "how")
             if "examples" not in each["schema"] or each["in"] == "header" or each["name"] in of_keys:
-                others = ("prefer", "cache-control", "encoded", "crop", *of_keys)
+                others = ("prefer", "cache-control", "encoded", "crop", "pad", "bucket_by", "pack_by", *of_keys)
                 assert each["name"] in filled | place or each["name"] in others, each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
-            # Folds make val themselves, rows that are named are not drawn, and pieces are of whole batches.
+            # Folds make val themselves, rows that are named are not drawn, and pieces and packed rows are of whole
+            # batches.
             without = (
                 {"test", "val"} if each["name"] == "rows" else {"val"} if "folds" in {each["name"], *needs} else set()
             )
-            without |= {"from_row", "to_row"} if each["name"] == "compress" else set()
+            without |= {"from_row", "to_row"} if each["name"] in ("compress", "pack", "overlong") else set()
             drawn = {name: value for name, value in filled.items() if name not in without}
             query = drawn | needs | {each["name"]: each["schema"]["examples"][0]}
             answer = http.get(url, params=query, headers={"prefer": "wait=30"})

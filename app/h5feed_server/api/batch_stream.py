@@ -58,6 +58,8 @@ def body_plan_of(services: Services, name: str, query: BatchQuery, scope: Scope)
     plan = plan_of(services, name, query)
     if query.body == "tensors":
         return plan
+    if plan.order.packed is not None:
+        raise BadParameter(f"body={query.body} cannot be used with pack: leave it out")
     # Others get no descriptors, and what identifies the files is not to leave this machine.
     peer = peer_of(scope)
     refused = None
@@ -83,6 +85,8 @@ def part_of(plan: AnyPlan, index: int, query: OneBatchQuery | None) -> tuple[int
         return None
     if isinstance(plan, PiecesPlan):
         raise BadParameter(f"from_row and to_row divide bodies of tensors only: leave out body={query.body}")
+    if plan.order.packed is not None:
+        raise BadParameter("from_row and to_row cannot be used with pack: use a smaller batch_size")
     first, stop = query.from_row, plan.grid.size(index) if query.to_row is None else query.to_row
     plan.check_part(index, first, stop)
     return first, stop

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from h5feed.errors import BatchOutOfRange, NotAcceptable
 from h5feed.wire import Tensor
 
+from ..batches.batcher import BatchPlan
 from ..services import Services
 from .batch_stream import BatchStream, body_plan_of, filled, part_of, plan_of
 from .binary import (
@@ -63,8 +64,22 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "batch_bytes": plan.full.nbytes,
         "last_bytes": plan.tail.nbytes if grid.batches else 0,
         "part_rows": plan.part_rows,
+        "packed": _packed(plan),
         "tensors": [_describe(tensor) for tensor in plan.full.tensors],
         "limits": {"body_bytes": services.settings.max_body_bytes, "rows": services.settings.max_rows},
+    }
+
+
+def _packed(plan: BatchPlan) -> dict[str, Any] | None:
+    if plan.order.packed is None:
+        return None
+    packed = plan.order.packed()
+    return {
+        "by": packed.name,
+        "rows": packed.samples,
+        "empty": packed.empty,
+        "items": packed.items,
+        "fill": packed.fill,
     }
 
 

@@ -36,6 +36,9 @@ GROUPS = {
     "Parts of rows": ("crop", "crop_fields", "crop_at"),
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
+    "Rows of different lengths": (
+        *("pad", "max_length", "truncate", "bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong"),
+    ),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
     "Answer": (
@@ -73,6 +76,12 @@ EXAMPLES: dict[str, Any] = {
     "window": 1024,
     "balance": True,
     "epoch_rows": 1000,
+    "max_length": "128",
+    "truncate": "start",
+    "bucket": 8192,
+    "bucket_group": 1,
+    "pack": 4096,
+    "overlong": "split",
     "shard": 1,
     "shards": 2,
     "compress": "zstd",

@@ -223,6 +223,14 @@ class Limits(_Answer):
     rows: int
 
 
+class PackedInfo(_Answer):
+    by: str = Field(description="The field whose lengths count.")
+    rows: int = Field(description="Rows of the dataset in the packed rows.")
+    empty: int = Field(description="Rows of no items, which are left out.")
+    items: int = Field(description="Items in all packed rows together.")
+    fill: float = Field(description="Share of the places of all packed rows that hold items.")
+
+
 class Plan(_Answer):
     dataset: str
     revision: str
@@ -246,6 +254,7 @@ class Plan(_Answer):
         description="Rows of a batch that one response may have. If these are fewer than `batch_size`, request batches "
         "in parts, with `from_row` and `to_row`. If `ragged`, an estimate: responses that are too large get 413."
     )
+    packed: PackedInfo | None = Field(description="With `pack`: what the packed rows hold; `rows` counts them.")
     tensors: list[TensorDescription]
     limits: Limits = Field(description="Limits of one response.")
 

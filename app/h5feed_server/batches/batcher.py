@@ -22,7 +22,7 @@ from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.stored.crop_reader import can_be_sliced, is_cut, pieces_of_box
-from h5feed.wire import CROP, ROWS, WEIGHT, Body, Tensor
+from h5feed.wire import CROP, OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
@@ -32,15 +32,20 @@ from ..keys.partners import Partners
 from ..row_bits import RowSet
 from ..settings import Settings
 from ..sharing.slots import Slots
+from ..splits.bucketing import Bucketed
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
+from ..splits.packing import Packed, PackedRows
+from ..splits.row_lengths import RowLengths
 from ..splits.splitter import Splitter, balanced_by
 from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
 from .crops import Crops, with_crops
+from .cutting import Cut, Spans
 from .joins import Joined
 from .order import Order
+from .ragged import RaggedRows
 from .sampled import SampledField, each_row
 from .upcoming import Looked, Upcoming
 from .windows import windows_of
@@ -59,6 +64,8 @@ _TINY_ROW_BYTES = 64
 """Rows up to this size in bytes, such as labels, are taken for several batches by one call. One more copy of them is
 cheaper than a call for each batch."""
 
+
+NO_CUTS: Mapping[str, Cut] = {}
 
 _SEQUENCES = Slots(1, 60.0, "the threads that order blocks of rows")
 """Only one sequence is computed at a time: the computation takes twice the memory of the result."""
@@ -105,6 +112,8 @@ class BatchPlan:
     """Anything unexpected about the split, see `Splits`."""
     replaces: Mapping[str, Mapping[str, int]] | None = None
     """See `Splits`."""
+    cuts: Mapping[str, Cut] = dataclass_field(default_factory=dict)
+    """Fields whose longer rows are cut."""
     joined: Joined | None = None
     """The datasets that are joined; None if none are."""
     crops: Crops | None = None
@@ -156,8 +165,9 @@ class BatchPlan:
 
     @cached_property
     def ragged(self) -> bool:
-        """Whether a field is ragged. The size of a body then depends on its rows, and `nbytes` is an estimate."""
-        return any(field.is_ragged for field in self.fields)
+        """Whether a field is ragged, or rows are packed. The size of a body then depends on its rows, and `nbytes` is
+        an estimate."""
+        return self.order.packed is not None or any(field.is_ragged for field in self.fields)
 
     def filled(
         self, start: int, stop: int, lease: Callable[[int], Bytes], part: tuple[int, int] | None = None
@@ -185,8 +195,23 @@ class BatchPlan:
             self.fill(start, stop, buffer)
             self._read_ahead(start)
             return buffer
-        wanted = [self._wanted(index) for index in range(start, stop)]
-        return _gathered(self.reader, self.dataset, self.fields, wanted, self.about, self.max_bytes, lease)
+        return self._gathered([self._wanted(index) for index in range(start, stop)], lease)
+
+    def _gathered(self, wanted: Sequence[_Wanted], lease: Callable[[int], Bytes]) -> Bytes:
+        return _gathered(self.reader, self.dataset, self.fields, wanted, self.about, self.max_bytes, lease, self.cuts)
+
+    def _wanted(self, index: int, part: slice = slice(None)) -> _Wanted:
+        """What batch `index` has, or a part of its rows."""
+        together, are_real = self._rows(index, 1)
+        rows, real = together[0, part], are_real[0, part]
+        weight = real.astype("<f4") if self.padded else None
+        if self.order.packed is None:
+            starts = self._starts(index, 1)
+            return _Wanted(index, rows, weight, starts=None if starts is None else starts[0, part])
+        packed = self.order.unpacked(rows)
+        if weight is not None:
+            weight = np.repeat(weight, np.diff(packed.offsets))
+        return _Wanted(index, packed.rows, weight, packed)
 
     def fetch_ahead(self, start: int, stop: int) -> None:
         """Begin to fetch what batches start … stop-1 need, and those that will probably be requested next, if the rows
@@ -208,9 +233,22 @@ class BatchPlan:
     def _fetch(self, start: int, stop: int, urgent: bool) -> Looked:
         """See `upcoming.Fetch`."""
         rows, _, starts = self.all_rows(start, stop)
+        spans: Spans | None = None
+        if self.order.packed is not None:
+            packed = self.order.unpacked(rows)
+            rows, spans = packed.rows, Spans(packed.begins, packed.lengths)
         nbytes, has_room, was_needed = 0, True, False
         for field in self.fields:
-            for source, offsets, sizes in field.late_ranges(self.reader, rows, starts):
+            own, row_ids = spans, field.flat_rows(rows)
+            if (cut := self.cuts.get(field.name)) and (
+                known := self.reader.list_offsets(field.column, row_ids)
+            ) is not None:
+                own = cut.spans(np.diff(known))
+            if field.crop is None or starts is None:
+                found = self.reader.late_ranges(field.column, row_ids, own)
+            else:
+                found = self.reader.late_crop_ranges(field.column, field.boxes(rows, starts))
+            for source, offsets, sizes in found:
                 assert isinstance(source, ObjectFile)
                 nbytes += int(sizes.sum())
                 begun = source.store.ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent)
@@ -235,19 +273,7 @@ class BatchPlan:
         self.check_part(index, first, stop)
         if stop - first > self.max_rows:
             raise TooLarge(f"{self.refusal}. Rows {first} … {stop - 1} of batch {index} are too many as well")
-        wanted = self._wanted(index, slice(first, stop))
-        return _gathered(self.reader, self.dataset, self.fields, [wanted], self.about, self.max_bytes, lease)
-
-    def _wanted(self, index: int, part: slice = slice(None)) -> _Wanted:
-        """What to read for batch `index`, or for a part of its rows."""
-        rows, real = self._rows(index, 1)
-        starts = self._starts(index, 1)
-        return _Wanted(
-            index,
-            rows[0, part],
-            real[0, part].astype("<f4") if self.padded else None,
-            None if starts is None else starts[0, part],
-        )
+        return self._gathered([self._wanted(index, slice(first, stop))], lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
@@ -408,12 +434,21 @@ class BatchPlan:
         return self.joined is None or self.joined.is_pinned
 
     def _body(self, rows: int) -> Body:
-        return body_of(
-            self.dataset, self.fields, rows, self.about, self.extra(rows), _expected(self.reader, self.fields, rows)
-        )
+        extra = [] if self.order.packed is not None else self.extra(rows)
+        items = _expected(self.reader, self.fields, rows)
+        for name, cut in self.cuts.items():
+            if name in items:
+                items[name] = min(items[name], rows * cut.most)
+        if self.order.packed is not None:
+            packed = self.order.packed()
+            items = dict.fromkeys(items, -(-rows * packed.items // max(1, packed.count)))
+            together = -(-rows * len(packed.rows) // max(1, packed.count))
+            extra = [Tensor(ROWS + OFFSETS, np.dtype("<i8"), (rows + 1,)), *self.extra(together)]
+            rows = together
+        return body_of(self.dataset, self.fields, rows, self.about, extra, items)
 
     def extra(self, rows: int) -> list[Tensor]:
-        """The tensors besides row ids and fields of a body of so many rows."""
+        """The tensors of weights and of starts of crops, of a body of so many rows."""
         weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
         if self.crops is None:
             return weight
@@ -449,6 +484,7 @@ class Batcher:
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
         self.split_jobs = SplitJobs(catalog, self.splitter, jobs)
+        self._ragged = RaggedRows(settings, self.splitter, RowLengths(settings, catalog, reader, folder, jobs))
         self._orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
         )
@@ -459,12 +495,14 @@ class Batcher:
         self._orders.drop_old(seconds)
         self._plans.drop_old(seconds)
         self.splitter.drop_old(seconds)
+        self._ragged.drop_old(seconds)
         self._partners.drop_old(seconds)
         self.reader.drop_old(seconds)
 
     def cache_usage(self) -> dict[str, CacheUsage]:
         """Of all caches of this worker that are bounded by a setting, by name."""
-        own = {"orders": self._orders.usage, "plans": self._plans.usage, "splits": self.splitter.cache_usage()}
+        splits = CacheUsage(*map(sum, zip(self.splitter.cache_usage(), self._ragged.cache_usage(), strict=True)))
+        own = {"orders": self._orders.usage, "plans": self._plans.usage, "splits": splits}
         return {**self.reader.cache_usage(), **own, "joins": self._partners.usage}
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
@@ -530,14 +568,24 @@ class Batcher:
         if rows * several >= 1 << 62:
             raise BadParameter(f"crop={spec.crop} makes {rows * several} samples of {rows} rows: use larger crops")
         rows *= several
+        bucketed: Callable[[], Bucketed] | None = None
+        packed: Callable[[], Packed] | None = None
+        if spec.bucket is not None:
+            bucketed = self._ragged.bucketed(dataset, spec, batch_size * (spec.bucket_group or spec.shards))
+        if spec.pack is not None:
+            packed = self._ragged.packed(dataset, spec, fields)
+            rows = packed().count
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        order = Order(spec, split_rows, grid, dataset.block_rows, resampled, several)
+        # Packed rows are numbered from 0.
+        order_of = split_rows if packed is None else lambda: None
+        order = Order(spec, order_of, grid, dataset.block_rows, resampled, bucketed, packed, several)
         limit = self._settings.max_body_bytes
         about |= {"joined": joined if joined.others else None, "crops": crops}
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
         )
+        plan = replace(plan, cuts=self._ragged.cuts(dataset, spec))
         return self._limited(plan, batch_size)
 
     def _limited(self, plan: BatchPlan, batch_size: int) -> BatchPlan:
@@ -563,6 +611,9 @@ class Batcher:
             return bisect_left(range(1, batch_size + 1), True, key=lambda rows: refusal(rows, estimated) is not None)
 
         whole, guessed = refusal(batch_size), refusal(batch_size, estimated=True)
+        if guessed is not None and plan.order.packed is not None:
+            # Parts of a packed batch are not sent.
+            raise guessed
         if guessed is None:
             return plan
         if (single := refusal(1)) is not None:
@@ -691,18 +742,20 @@ def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
 
 
 class _Wanted(NamedTuple):
-    """A batch to read: its index, its row ids, (n,) int64, the weights of its rows, (n,) float32, and where their parts
-    begin, (n, cropped axes) int64."""
+    """A batch to read: its index, its row ids, (n,) int64, and the weights of its rows, (n,) float32. If it has packed
+    rows, also these; if rows are cropped, where their parts begin, (n, cropped axes) int64."""
 
     number: int
     rows: Int64s
     weight: npt.NDArray[np.float32] | None = None
+    packed: PackedRows | None = None
     starts: Int64s | None = None
 
     @property
     def extra(self) -> list[Tensor]:
-        """The tensors of weights and starts, if there are any."""
-        named = ((WEIGHT, self.weight), (CROP, self.starts))
+        """The tensors beside row ids and fields."""
+        offsets = None if self.packed is None else self.packed.offsets
+        named = ((WEIGHT, self.weight), (ROWS + OFFSETS, offsets), (CROP, self.starts))
         return [Tensor(name, array.dtype, array.shape) for name, array in named if array is not None]
 
 
@@ -714,6 +767,7 @@ def _gathered(
     about: Mapping[str, str],
     max_bytes: int,
     lease: Callable[[int], Bytes],
+    cuts: Mapping[str, Cut] = NO_CUTS,
 ) -> Bytes:
     """Read bodies with ragged fields, back to back, into a leased buffer.
 
@@ -725,7 +779,7 @@ def _gathered(
     TooLarge
         One of the bodies exceeds `max_bytes`.
     """
-    lists = [lists_of(reader, fields, one.rows) for one in wanted]
+    lists = [lists_of(reader, fields, one.rows, cuts, one.packed) for one in wanted]
     bodies = []
     for one, own_lists in zip(wanted, lists, strict=True):
         bodies.append(body_of(dataset, fields, len(one.rows), about, one.extra, lengths_of(own_lists)))
@@ -739,29 +793,72 @@ def _gathered(
         tensors[ROWS][...] = one.rows
         if one.weight is not None:
             tensors[WEIGHT][...] = one.weight
+        if one.packed is not None:
+            tensors[ROWS + OFFSETS][...] = one.packed.offsets
         if one.starts is not None:
             tensors[CROP][...] = one.starts
         read_fields(reader, fields, one.rows, own_lists, tensors, one.starts)
     return buffer
 
 
-Lists = Mapping[str, tuple[npt.NDArray[Any] | None, Int64s]]
-"""Of each ragged field, the items of some rows and their offsets; None for the items if they are not read yet."""
+class _List(NamedTuple):
+    """A ragged field of some rows.
+
+    Attributes
+    ----------
+    items : (n,) array or None
+        None: they are not read yet.
+    offsets : (k + 1,) int64
+        Where those of each row begin.
+    skipped : (k,) int64 or None
+        How many items before those are left out; None: all items of the rows are there.
+    """
+
+    items: npt.NDArray[Any] | None
+    offsets: Int64s
+    skipped: Int64s | None = None
 
 
-def lists_of(reader: Reader, fields: Sequence[SampledField], rows: Int64s) -> Lists:
-    """Read the ragged fields whose offsets are not known without their items."""
-    lists: dict[str, tuple[npt.NDArray[Any] | None, Int64s]] = {}
+Lists = Mapping[str, _List]
+
+
+def lists_of(
+    reader: Reader,
+    fields: Sequence[SampledField],
+    rows: Int64s,
+    cuts: Mapping[str, Cut] = NO_CUTS,
+    packed: PackedRows | None = None,
+) -> Lists:
+    """Read the ragged fields whose offsets are not known without their items.
+
+    Parameters
+    ----------
+    cuts : mapping of str to Cut
+        Fields whose longer rows are cut.
+    packed : PackedRows, optional
+        Which items of the rows are wanted, in all fields.
+    """
+    lists: dict[str, _List] = {}
     for field in (field for field in fields if field.is_ragged):
         own = field.flat_rows(rows)
-        offsets = reader.list_offsets(field.column, own)
-        lists[field.name] = reader.read_ragged(field.column, own) if offsets is None else (None, offsets)
+        known = reader.list_offsets(field.column, own)
+        items, offsets = reader.read_ragged(field.column, own) if known is None else (None, known)
+        spans = None
+        if packed is not None:
+            spans = Spans(packed.begins, packed.lengths)
+        elif field.name in cuts:
+            spans = cuts[field.name].spans(np.diff(offsets))
+        if spans is None:
+            lists[field.name] = _List(items, offsets)
+        else:
+            taken = None if items is None else spans.taken(items, offsets)
+            lists[field.name] = _List(taken, spans.offsets, spans.skipped)
     return lists
 
 
 def lengths_of(lists: Lists) -> dict[str, int]:
     """Number of items of each ragged field."""
-    return {name: int(offsets[-1]) for name, (_, offsets) in lists.items()}
+    return {name: int(one.offsets[-1]) for name, one in lists.items()}
 
 
 def read_fields(
@@ -781,12 +878,12 @@ def read_fields(
         if not field.is_ragged:
             field.read(reader, rows, out, starts)
             continue
-        flat, offsets = lists[field.name]
+        items, offsets, skipped = lists[field.name]
         tensors[field.offsets_name][...] = offsets
-        if flat is None:
-            reader.read_lists(field.column, field.flat_rows(rows), offsets, out)
+        if items is None:
+            reader.read_lists(field.column, field.flat_rows(rows), offsets, out, skipped)
         else:
-            out[...] = flat
+            out[...] = items
 
 
 def _expected(reader: Reader, fields: Sequence[SampledField], rows: int) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
 
 from ..row_bits import RowBits, RowRuns, RowSet
+from ..splits.bucketing import Bucketed
 from ..splits.order_spec import OrderSpec
+from ..splits.packing import Packed, PackedRows
 from ..splits.resampling import Balanced, Weighted
 
 BATCHES_AT_ONCE = 64
@@ -43,8 +45,14 @@ class Order:
         Number of rows that are stored and decoded together. With a window, blocks are shuffled as a whole.
     resampled : callable or None
         Returns the table from which an epoch is drawn with repeats. None: each row is visited once.
+    bucketed : callable or None
+        Returns the division of the order into windows, in which rows of alike lengths come together.
+    packed : callable or None
+        Returns the packed rows. The order is then one of them: `rows` gives their numbers, and `unpacked` what they
+        hold.
     samples_of_row : int
-        Each row is so many samples, which have their own places in the order. Not with `resampled`.
+        Each row is so many samples, which have their own places in the order. Not with `resampled`, `bucketed` and
+        `packed`.
     """
 
     spec: OrderSpec
@@ -54,6 +62,10 @@ class Order:
     block: int = 1
 
     resampled: Callable[[], Balanced | Weighted] | None = None
+
+    bucketed: Callable[[], Bucketed] | None = None
+
+    packed: Callable[[], Packed] | None = None
 
     samples_of_row: int = 1
 
@@ -72,7 +84,12 @@ class Order:
     @cached_property
     def batches_at_once(self) -> int:
         """Number of batches to compute together."""
-        return max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
+        most = max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
+        if self.bucketed is None:
+            return most
+        # Whole windows: else they would be sorted for each part again.
+        steps = max(1, self.bucketed().window // self.grid.step)
+        return steps * max(1, most // steps)
 
     def rows(
         self, start: int, stop: int, sequence: npt.NDArray[Any] | None = None
@@ -96,9 +113,24 @@ class Order:
         BatchOutOfRange
         """
         positions, real = self.grid.positions(start, stop)
+        if self.bucketed is None:
+            return self._rows_at(positions, sequence), real
+        if self.spec.window is not None and sequence is None:
+            sequence = self.sequence()
+        key_of = (lambda number: self._named_key(f"bucket {number}")) if self.spec.shuffle else None
+        at = partial(self._rows_at, sequence=sequence)
+        return self.bucketed().draw(positions, self.grid.rows, at, key_of), real
+
+    def unpacked(self, numbers: Int64s) -> PackedRows:
+        """What packed rows hold, by number; only with `packed`."""
+        assert self.packed is not None
+        return self.packed().draw(numbers, self._named_key("pack") if self.spec.shuffle else None)
+
+    def _rows_at(self, positions: Int64s, sequence: npt.NDArray[Any] | None) -> Int64s:
+        """Row ids at positions of the order without buckets, (k,) int64. May modify `positions`."""
         if self.resampled is not None:
             key = self._named_key("draw") if self.spec.shuffle else None
-            return self.resampled().draw(positions, self.grid.rows, key), real
+            return self.resampled().draw(positions, self.grid.rows, key)
         window = self.spec.window
         if window is not None:
             if self.samples_of_row > 1:
@@ -111,11 +143,11 @@ class Order:
                 size = min(window, self.grid.rows - first)
                 key = self._named_key(f"window {number}")
                 positions[inside] = first + permute(positions[inside] - first, size, key)
-            return self._samples_of(sequence, positions), real
+            return self._samples_of(sequence, positions)
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
-        return (positions if split_rows is None else self._samples_of(split_rows, positions)), real
+        return positions if split_rows is None else self._samples_of(split_rows, positions)
 
     def _samples_of(self, rows: RowSet | npt.NDArray[Any], positions: Int64s) -> Int64s:
         """The samples at positions of an order in which the samples of each row follow each other."""

@@ -121,7 +121,7 @@ class PiecesPlan:
         rows, real, starts = plan.all_rows(start, stop)
         pieces, sent = self._describe(rows)
         stored = sum(int(one.sizes.sum()) for one in sent)
-        lists = lists_of(plan.reader, self._whole(pieces), rows)
+        lists = lists_of(plan.reader, self._whole(pieces), rows, plan.cuts)
         body, tables = self._body(pieces, len(rows), stored, lists)
         if body.nbytes > plan.max_bytes:
             raise TooLarge(

@@ -7,7 +7,7 @@ joins with other datasets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter
 from h5feed.stored.column import Column
 from h5feed.stored.crop_reader import Boxes
-from h5feed.stored.source import Source
 
 from ..catalog.dataset import Field
 from ..storage.reader import Reader
@@ -166,15 +165,6 @@ class SampledField:
         """Which parts of which rows samples, (k,), have; only with `crop`. See `read`."""
         assert self.crop is not None
         return Boxes(self.flat_rows(samples), np.repeat(starts, self.rows_per_sample, axis=0), self.crop)
-
-    def late_ranges(
-        self, reader: Reader, samples: Int64s, starts: Int64s | None
-    ) -> Iterator[tuple[Source, Int64s, Int64s]]:
-        """See `Reader.late_ranges`, for samples, (k,), and where their parts begin."""
-        if self.crop is None:
-            return reader.late_ranges(self.column, self.flat_rows(samples))
-        assert starts is not None
-        return reader.late_crop_ranges(self.column, self.boxes(samples, starts))
 
     def put_mask(self, samples: Int64s, out: Bools) -> None:
         """Write which rows of samples, (*any), are real, into `out`, (*any, *extra); only if `has_mask`."""

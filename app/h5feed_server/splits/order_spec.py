@@ -9,12 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from .crops_spec import CropsSpec
 from .joins_spec import JoinsSpec
+from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec):
+class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec, RaggedSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -92,6 +93,15 @@ class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec):
             raise ValueError(
                 "crop_at=grid visits each part of each row once, but balance and weights draw rows: use crop_at=random"
             )
+        if self.crop is not None and (self.pack is not None or (self.bucket is not None and self.crop_at == "grid")):
+            raise ValueError(
+                "crop cannot be used with pack, nor crop_at=grid with bucket: these are about rows of different lengths"
+            )
+        if self.pack is not None and (self.draws or self.window is not None):
+            raise ValueError(
+                "pack cannot be used with balance, weights or window: which rows share a packed row depends on the "
+                "lengths of all rows of the split"
+            )
         if self.epoch_rows is not None and not self.draws:
             raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self
@@ -100,6 +110,16 @@ class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec):
     def _joins_single_rows(self) -> Self:
         if self.join and self.has_windows:
             raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_of_single_rows(self) -> Self:
+        for name in ("bucket", "pack", "max_length"):
+            if getattr(self, name) is not None and self.has_windows:
+                raise ValueError(f"{name} cannot be used with sequence_length or offsets: it is about single rows")
+        for name in ("bucket", "pack"):
+            if getattr(self, name) is not None and self.join:
+                raise ValueError(f"{name} cannot be used with join: it is about the rows of one dataset")
         return self
 
     @field_validator("split")

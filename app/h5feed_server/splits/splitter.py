@@ -501,7 +501,7 @@ class Splitter:
             ),
         }
 
-    def _pool(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Rows | None:
+    def pool(self, dataset: Dataset, spec: OrderSpec, select: Select | None = None) -> Rows | None:
         """Samples of the split that meet ``where`` and that `select` keeps, cut to `limit`. None: all rows."""
         rows = self.samples(dataset, spec)
         if select is not None:
@@ -517,14 +517,14 @@ class Splitter:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
             raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
-        pool = self._pool(dataset, spec, select)
+        pool = self.pool(dataset, spec, select)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
 
     def _weighted(self, dataset: Dataset, spec: OrderSpec, select: Select | None) -> Weighted:
         digest = _given_digest(dataset, spec)
         weights = self._stored_weights(dataset, spec) if digest is None else self._given_weights(dataset, digest)
-        pool = self._pool(dataset, spec, select)
+        pool = self.pool(dataset, spec, select)
         # A filter may leave out the rows that have no weight.
         checked = None if not spec.where and select is None else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))

@@ -136,8 +136,15 @@ class Reader:
         """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""
         self._chunk_rows.read_ahead(column, rows)
 
-    def late_ranges(self, column: Column, rows: Int64s) -> Iterator[tuple[Source, Int64s, Int64s]]:
+    def late_ranges(
+        self, column: Column, rows: Int64s, spans: tuple[Int64s, Int64s] | None = None
+    ) -> Iterator[tuple[Source, Int64s, Int64s]]:
         """Which ranges of sources that answer late a read of these rows needs.
+
+        Parameters
+        ----------
+        spans : ((k,) int64, (k,) int64), optional
+            Of each list, how many items are left out at its start, and how many are read; default: all are read.
 
         Yields
         ------
@@ -152,6 +159,11 @@ class Reader:
             wanted = None
             if column.images is not None:
                 wanted = partial(self._undecoded, column, rows if places is None else rows[places])
+            elif spans is not None and segment.offsets is not None:
+                skipped, lengths = spans if places is None else (spans[0][places], spans[1][places])
+                begins = segment.offsets[local] + skipped
+                yield segment.source, *self._arrays.item_ranges(segment, begins, begins + lengths)
+                continue
             yield segment.source, *self._arrays.ranges(segment, local, wanted)
 
     def late_crop_ranges(self, column: Column, boxes: Boxes) -> Iterator[tuple[Source, Int64s, Int64s]]:
@@ -312,17 +324,19 @@ class Reader:
 
         return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
 
-    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+    def read_lists(
+        self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any], skipped: Int64s | None = None
+    ) -> None:
         """Same as `ArrayReader.read_lists`, from memory if the items of all rows are cached."""
         kept = self._whole_items(column)
         if kept is None:
-            self._arrays.read_lists(column, rows, offsets, out)
+            self._arrays.read_lists(column, rows, offsets, out, skipped)
             return
         known = column.segments[0].offsets
         assert known is not None
-        begins = known[rows]
+        begins = known[rows] if skipped is None else known[rows] + skipped
         if len(out) > _LONG_LIST * len(rows):
-            ends = known[rows + 1]
+            ends = begins + np.diff(offsets)
             for begin, end, (first, last) in zip(
                 begins.tolist(), ends.tolist(), pairwise(offsets.tolist()), strict=True
             ):

@@ -218,6 +218,8 @@ class PieceFetcher:
         self.reason: str | None = None
         if plan.not_here:
             self.reason = plan.not_here
+        elif plan.is_packed:
+            self.reason = "packed rows are sent as they are"
         elif plan.pieces is False:
             self.reason = "decode='server'"
         elif lacking := missing():

@@ -101,6 +101,8 @@ class PlacedFetcher:
             return self._plan.not_by_id
         if self._differs:
             return self._differs
+        if self._plan.is_packed:
+            return "packed rows hold rows of several servers"
         if len(self._client.replicas) < 2:
             return "there is only one server"
         if is_provisional(revision):

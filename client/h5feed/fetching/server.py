@@ -21,7 +21,7 @@ from ..net.names import Names
 from ..net.trace import decoded_images, received, retried
 from ..net.transport import BodyCut
 from ..plan import Plan
-from ..wire import ROWS, WEIGHT, read_body, read_runs
+from ..wire import OFFSETS, ROWS, WEIGHT, read_body, read_runs
 from .cached import Take
 from .decoding import decoded
 from .parts import PartFetcher
@@ -245,6 +245,11 @@ def check_asked_for(batch: Batch, index: int, epoch: int, revision: str, names: 
         )
 
 
+def rows_in(batch: Batch, frame: Frame) -> int:
+    """Rows of a batch as it arrived: packed rows, or rows of the dataset."""
+    return len(batch[ROWS + OFFSETS]) - 1 if frame.packed else len(batch.rows)
+
+
 def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan, names: Names) -> list[Batch]:
     """Check that the batches start at `first`, belong to the epoch and revision, and have all their rows.
 
@@ -255,6 +260,7 @@ def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan, names: 
     revision = plan.params["revision"]
     for index, batch in enumerate(batches, first):
         check_asked_for(batch, index, epoch, revision, names)
-        if len(batch.rows) != plan.rows_of(index):
-            raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, which does not match the plan")
+        count = rows_in(batch, plan.frame)
+        if count != plan.rows_of(index):
+            raise BadAnswer(f"batch {index} has {count} rows, which does not match the plan")
     return batches

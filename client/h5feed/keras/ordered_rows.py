@@ -14,6 +14,7 @@ from ..errors import BadParameter
 from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
+from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
@@ -43,7 +44,9 @@ class OrderedRows:
         prepare: Preparation,
     ) -> None:
         self._dataset, self._split, self._prepare = dataset, split, prepare
-        self._options, self._split_options = dict(options), dict(split_options)
+        # Only row ids and labels are requested: there is nothing to pad.
+        self._options = {name: value for name, value in options.items() if name not in OPTIONS}
+        self._split_options = dict(split_options)
 
     @cached_property
     def ids(self) -> npt.NDArray[np.int64]:
@@ -93,7 +96,8 @@ class OrderedRows:
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
         inputs = [fields.get(name, {}) for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
-        found = f"Found {plan.rows} {'images' if images else 'rows'}"
+        what = "packed rows" if plan.is_packed else "images" if images else "rows"
+        found = f"Found {plan.rows} {what}"
         with contextlib.suppress(BadParameter):
             if self.labels.are_classes:
                 found += f" belonging to {len(self.labels.class_indices)} classes"

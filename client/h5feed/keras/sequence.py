@@ -41,7 +41,10 @@ from .ordered_rows import OrderedRows
 from .own_loops import OwnLoop, OwnLoops
 from .position import Position
 
-_ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
+_ONLY_TRAINING = (
+    *("shuffle", "window", "balance", "weights", "epoch_rows"),
+    *("bucket", "bucket_by", "bucket_group"),
+)
 """Options that do not apply to ``evaluate`` and ``predict``, which take each row once in ascending order."""
 
 

@@ -11,10 +11,14 @@ from ..options import OrderOptions, PreparationOptions, split_options
 from ..plan import conditions
 from ..prepare import Preparation
 from ..prepare.labels import class_condition
-from ..prepare.preparation import label_of
+from ..prepare.preparation import label_of, padded_names
+from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
 from ..suggestions import check_options
 from .sharding import shard_of
+
+RAGGED = (*OPTIONS, "pack", "pack_by")
+"""Order options that decide which arrays come of lists and text."""
 
 PREPARING = tuple(PreparationOptions.__annotations__)
 
@@ -39,6 +43,9 @@ def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[st
     if preparing.get("classes") is not None:
         condition = class_condition(dataset, label_of(dataset, preparing), preparing["classes"])
         order["where"] = [*conditions(order.get("where")), condition]
+    if order.get("pad") is True:
+        # Said once, for the batches and for what a model gets of them.
+        order["pad"] = padded_names(dataset, preparing)
     return order, preparing
 
 
@@ -69,6 +76,7 @@ def preparation_of(
         seed=seed,
         shard=shard,
         split_options=split_options(order),
+        ragged={name: order[name] for name in RAGGED if order.get(name) is not None},
         sparse=order.get("sparse", "dense"),
         masks=masks_of(order, dataset.fields),
         renamed=renamed(order),

@@ -54,6 +54,8 @@ class _Pass:
     from_chunks: int = 0
     from_images: int = 0
     file_bytes: int = 0
+    filled: int = 0
+    places: int = 0
     why: str = ""
     unplaced: str = ""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -90,6 +92,8 @@ class _Pass:
                 self.from_chunks += trace.from_chunks
                 self.from_images += trace.from_images
                 self.file_bytes += trace.file_bytes
+                self.filled += trace.items
+                self.places += trace.places
                 self.why = trace.why or self.why
                 self.unplaced = trace.unplaced or self.unplaced
         self.waiting += waiting
@@ -121,6 +125,8 @@ class _Pass:
             from_chunks=self.from_chunks,
             from_images=self.from_images,
             file_bytes=self.file_bytes,
+            filled=self.filled,
+            places=self.places,
             why=self.why,
             unplaced=self.unplaced,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,

@@ -12,7 +12,10 @@ from ..revisions import is_provisional
 
 STATE_VERSION = 1
 
-_NOT_ORDER = ("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards")
+_NOT_ORDER = (
+    *("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards"),
+    *("pad", "max_length", "truncate", "bucket_group"),
+)
 """Parameters that may change when a pass is resumed. The rows of a step (batch_size × shards) may not."""
 
 
@@ -23,7 +26,8 @@ def described(dataset: RemoteDataset, plan: Plan) -> str:
     shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
     batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
     where = conditions_text(plan.params.get("where", ()))
-    return f"{plan.params['split']!r} of {dataset.name!r}{where}: {plan.rows:,} rows, {batches}"
+    rows = "rows" if plan.fill is None else f"packed rows, {100 * plan.fill:.1f}% full"
+    return f"{plan.params['split']!r} of {dataset.name!r}{where}: {plan.rows:,} {rows}, {batches}"
 
 
 def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:

@@ -76,6 +76,10 @@ class LoopStats(Mapping[str, float]):
         Rows decoded here from compressed chunks.
     from_images : int
         Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_chunks`, too.
+    filled, places : int
+        Items of lists or text that were padded or packed, and the places of the arrays that hold them.
+    fill : float
+        ``filled / places``, from 0 to 1; NaN if nothing was padded or packed.
     why : str
         Why the server sent the other rows as arrays; empty if there is no reason.
     unplaced : str
@@ -106,6 +110,8 @@ class LoopStats(Mapping[str, float]):
     from_images: int = 0
     file_bytes: int = 0
     """Bytes of the rows that were read from files; part of `bytes`."""
+    filled: int = 0
+    places: int = 0
     why: str = ""
     unplaced: str = ""
     steady_seconds: float = 0.0
@@ -123,7 +129,7 @@ class LoopStats(Mapping[str, float]):
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
         *("compute", "utilisation", "median", "p95", "longest", "bytes_per_second", "retries", "cached"),
-        *("from_files", "from_chunks", "from_images"),
+        *("from_files", "from_chunks", "from_images", "filled", "places", "fill"),
     )
 
     def __getitem__(self, name: str) -> float:
@@ -151,6 +157,10 @@ class LoopStats(Mapping[str, float]):
         if not self.steady_seconds:
             return math.nan
         return min(1.0, max(0.0, 1 - self.steady_waited / self.steady_seconds))
+
+    @property
+    def fill(self) -> float:
+        return self.filled / self.places if self.places else math.nan
 
     @property
     def median(self) -> float:
@@ -226,7 +236,8 @@ class LoopStats(Mapping[str, float]):
             columns.append(("last pass", self.last))
         lines = [("", *(name for name, _ in columns))]
         for name, tell in _LINES.items():
-            lines.append((name, *(tell(stats) for _, stats in columns)))
+            if name != "fill" or self.places:
+                lines.append((name, *(tell(stats) for _, stats in columns)))
         return lines
 
     def __repr__(self) -> str:
@@ -300,4 +311,5 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "rows from files": _count("from_files"),
     "rows from chunks": _count("from_chunks"),
     "rows from image files": _count("from_images"),
+    "fill": lambda stats: "–" if math.isnan(stats.fill) else f"{stats.fill:.3f}",
 }

@@ -38,6 +38,8 @@ class Trace:
         Rows whose images were decoded here.
     file_bytes : int
         Bytes of the rows from files.
+    items, places : int
+        Items of rows that were padded or packed here, and places in their arrays.
     why : str
         Why rows were fetched as tensors; empty if they were not.
     unplaced : str
@@ -49,14 +51,14 @@ class Trace:
 
     __slots__ = (
         *("_entered", "cached", "file_bytes", "from_files", "from_images", "from_chunks", "nbytes", "retries"),
-        *("unplaced", "waits", "why"),
+        *("items", "places", "unplaced", "waits", "why"),
     )
 
     def __init__(self, waits: Waits | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
         self.waits = waits
         self.nbytes = self.retries = self.cached = self.from_files = self.from_chunks = self.file_bytes = 0
-        self.from_images = 0
+        self.from_images = self.items = self.places = 0
         self.why = self.unplaced = ""
 
     def enter(self, phase: int) -> None:
@@ -143,6 +145,14 @@ def decoded_images(rows: int) -> None:
     if trace is not None:
         trace.from_images += rows
         trace.why = ""
+
+
+def laid(items: int, places: int) -> None:
+    """Report rows that were padded or packed here: their items, and the places in their arrays."""
+    trace = _CURRENT.get()
+    if trace is not None:
+        trace.items += items
+        trace.places += places
 
 
 def as_tensors(why: str) -> None:

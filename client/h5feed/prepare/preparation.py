@@ -17,6 +17,7 @@ from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
 from ..options import ClassMode, FieldNames, Statistic
+from ..ragged import Layout, layout_of, padded_fields
 from ..remote_dataset import RemoteDataset
 from ..suggestions import no_field
 from .labels import CLASS_MODES, Labels, no_label, unserved
@@ -72,6 +73,9 @@ class Preparation:
     seed, shard : int
     split_options : mapping, optional
         Options of `Dataset.splits`.
+    ragged : mapping, optional
+        The options ``pad``, ``pack`` … of `h5feed.ragged.layout_of`. Padded and packed fields are passed on as they
+        are, and so are the arrays that come with them: ``x=["tokens", "tokens.mask"]``.
     sparse : ``"dense"`` or ``"csr"``
         What inputs with sparse rows become. ``"csr"``: matrices of scipy, without scaling or transform.
     masks : mapping of str to str, optional
@@ -126,6 +130,7 @@ class Preparation:
         seed: int = 0,
         shard: int = 0,
         split_options: Mapping[str, Any] | None = None,
+        ragged: Mapping[str, Any] | None = None,
         sparse: Literal["dense", "csr"] = "dense",
         masks: Mapping[str, str] | None = None,
         renamed: Mapping[str, str] | None = None,
@@ -136,28 +141,40 @@ class Preparation:
         no_targets = class_mode in (None, "input")
         # A field named as a target is not a default input, and vice versa: the model could just copy it.
         masks, renamed = masks or {}, renamed or {}
-        known = {*dataset.fields, *renamed}
+        layout = layout_of(dataset.fields, _chosen_lists(dataset, x, y, ragged or {}), ragged or {})
+        self._derived = {} if layout is None else layout.derived
+        self._laid = () if layout is None else layout.fields
+        of_layout = _OfLayout(layout)
+        known = {*dataset.fields, *renamed, *of_layout.derived}
         others = (*(() if no_targets else _names(y)), *_names(sample_weight))
-        self._x = _Fields(dataset, "input", x, others, {*known, *masks})
-        self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), known)
+        self._x = _Fields(dataset, "input", x, others, of_layout, {*known, *masks})
+        self._y = _Fields(
+            dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout, known
+        )
         self._weight = sample_weight
         self.inputs, self.targets = self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
             raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
-        stored = [name for name in self._x.names if name not in masks]
+        stored = [
+            name for name in self._x.names if name not in masks and name not in self._derived and name not in self._laid
+        ]
         for name in stored:
             if dataset.fields[renamed.get(name, name)].dtype == "string":
-                raise BadParameter(f"the field {name!r} is text, but a model needs numbers")
+                raise BadParameter(
+                    f"the field {name!r} is text, but a model needs numbers: pad={name!r} gives its bytes as numbers"
+                )
         wanted = [*self._x.names, *self._y.names, *([sample_weight] if sample_weight else [])]
-        self.fields = list(dict.fromkeys(masks.get(name, name) for name in wanted))
+        self.fields = of_layout.requested([masks.get(name, name) for name in wanted])
         _check_known(dataset, self.fields, known)
         self._is_autoencoder = class_mode == "input"
         self.classes = classes
         if classes is not None and self._y.names:
             label_of(dataset, {"x": x, "y": y, "sample_weight": sample_weight})
         self._labels = {
-            name: Labels(dataset, name, class_mode or "auto", classes, renamed.get(name)) for name in self._y.names
+            name: Labels(dataset, name, class_mode or "auto", classes, renamed.get(name))
+            for name in self._y.names
+            if name not in self._derived and name not in self._laid
         }
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
         expected = y is None and not no_targets and not self._y.names
@@ -198,7 +215,7 @@ class Preparation:
         """
         pool = self._pool if pool is None else pool
         x = self._x.arranged({name: self._input(batch, name, pool) for name in self._x.names})
-        y = self._y.arranged({name: self._target(batch, labels) for name, labels in self._labels.items()})
+        y = self._y.arranged({name: self._target(batch, name) for name in self._y.names})
         weight = self._weight_of(batch)
         if self._transform is not None:
             rng = generator_of(self._seed, batch.epoch if epoch is None else epoch, batch.index, self._shard)
@@ -239,8 +256,9 @@ class Preparation:
             scale(stored, own)
         return own
 
-    def _target(self, batch: Batch, labels: Labels) -> npt.NDArray[Any]:
-        targets = labels.targets(batch)
+    def _target(self, batch: Batch, name: str) -> npt.NDArray[Any]:
+        labels = self._labels.get(name)
+        targets = batch[name] if labels is None else labels.targets(batch)
         return targets.copy() if self._writes else targets
 
     def _weight_of(self, batch: Batch) -> npt.NDArray[Any] | None:
@@ -264,11 +282,43 @@ def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
         There is none, or more than one.
     """
     others = (*_names(preparing.get("x")), *_names(preparing.get("sample_weight")))
-    names = _Fields(dataset, "label", preparing.get("y"), others, dataset.fields).names
+    names = _Fields(dataset, "label", preparing.get("y"), others, _OfLayout(None), dataset.fields).names
     if len(names) != 1:
         found = ", ".join(map(repr, names)) or "none"
         raise BadParameter(f"classes= needs one label field, but {dataset.name!r} has {found}: choose one with y=")
     return names[0]
+
+
+class _OfLayout:
+    """The arrays of padded or packed fields, which a model may get like stored fields."""
+
+    def __init__(self, layout: Layout | None) -> None:
+        self.layout = layout
+        self.derived = {} if layout is None else layout.derived
+
+    def defaults(self, dataset: RemoteDataset, role: str) -> list[str]:
+        """The fields of a role that a model gets by default: those of equal length and those that are laid out."""
+        if self.layout is None:
+            return dataset.fields_of_role(role) or _only_text(dataset, role)
+        laid = [name for name in self.layout.fields if (dataset.fields[name].role == "label") == (role == "label")]
+        if self.layout.pack is not None:
+            return laid
+        names = {*dataset.fields_of_role(role), *laid}
+        return [name for name in dataset.fields if name in names] or _only_text(dataset, role)
+
+    def requested(self, names: Names[str]) -> list[str]:
+        """The fields to request for these arrays."""
+        wanted: list[str] = []
+        for name in names:
+            if name not in self.derived:
+                wanted.append(name)
+            elif (of := self.derived[name]) is not None:
+                wanted.append(of)
+            else:
+                # Of all packed fields: any of them will do.
+                assert self.layout is not None
+                wanted += [] if any(one in names for one in self.layout.fields) else self.layout.fields[:1]
+        return list(dict.fromkeys(wanted))
 
 
 class _Fields:
@@ -280,11 +330,11 @@ class _Fields:
         role: str,
         chosen: FieldNames | None,
         others: Names[str],
+        of_layout: _OfLayout,
         valid: Collection[str],
     ) -> None:
         if chosen is None:
-            known = dataset.fields_of_role(role) or _only_text(dataset, role)
-            chosen = [name for name in known if name not in others]
+            chosen = [name for name in of_layout.defaults(dataset, role) if name not in others]
         self.names = _names(chosen)
         self._keys = list(chosen) if isinstance(chosen, Mapping) else None
         self._as_tuple = isinstance(chosen, tuple)
@@ -297,6 +347,39 @@ class _Fields:
         if len(self.names) <= 1:
             return next(iter(arrays.values()), None)
         return tuple(arrays[name] for name in self.names) if self._as_tuple else dict(arrays)
+
+
+def padded_names(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> list[str]:
+    """What ``pad=True`` stands for, with these options of a `Preparation`.
+
+    Raises
+    ------
+    BadParameter
+        There are no lists and no text to pad.
+    """
+    chosen = _chosen_lists(dataset, preparing.get("x"), preparing.get("y"), {"pad": True})
+    if preparing.get("x") is None and chosen is not None:
+        others = {*_names(preparing.get("y")), *_names(preparing.get("sample_weight"))}
+        chosen += [name for name in padded_fields(dataset.fields, None) if name not in others]
+    layout = layout_of(dataset.fields, chosen, {"pad": True})
+    return [] if layout is None else list(layout.fields)
+
+
+def _chosen_lists(
+    dataset: RemoteDataset, x: FieldNames | None, y: FieldNames | None, ragged: Mapping[str, Any]
+) -> list[str] | None:
+    """The fields that ``pad=True`` and ``pack`` are about; None: not said. Text targets stand for classes."""
+    names = _names(x) + [
+        name for name in _names(y) if name in dataset.fields and dataset.fields[name].dtype != "string"
+    ]
+    if not names:
+        return None
+    pad = ragged.get("pad")
+    explicit = [] if pad in (None, True, False) else _names(pad)
+    of = [base for name in names if name not in dataset.fields and (base := name.rpartition(".")[0]) in dataset.fields]
+    of_pack = [] if ragged.get("pack_by") is None else [str(ragged["pack_by"])]
+    known = [*(name for name in names if name in dataset.fields), *of, *of_pack, *explicit]
+    return list(dict.fromkeys(known))
 
 
 def _names(chosen: FieldNames | None) -> list[str]:

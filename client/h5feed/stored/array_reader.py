@@ -144,7 +144,9 @@ class ArrayReader:
             offsets[1:][everywhere] = segment.offsets[local + 1] - segment.offsets[local]
         return np.cumsum(offsets, out=offsets)
 
-    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+    def read_lists(
+        self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any], skipped: Int64s | None = None
+    ) -> None:
         """Read lists at the positions that `list_offsets` returned.
 
         Parameters
@@ -152,17 +154,25 @@ class ArrayReader:
         column : Column
         rows : (k,) int64
         offsets : (k + 1,) int64
-            From `list_offsets`, for the same rows.
+            From `list_offsets`, for the same rows; or of shorter lists, to read only a part of each.
         out : (offsets[k],) of the column's dtype
+        skipped : (k,) int64, optional
+            Number of items at the start of each list that are not wanted; default: none.
 
         Raises
         ------
         DatasetCorrupt
             Also if items are not below the `Segment.below` of the column.
         """
-        for segment, places, local in self._divided(column, rows):
-            assert segment.offsets is not None
-            begins, ends = segment.offsets[local], segment.offsets[local + 1]
+        lengths = np.diff(offsets)
+        spans = []
+        for segment, places, local in column.divide(rows):
+            everywhere: Any = slice(None) if places is None else places
+            spans.append((segment, places, *self._span(segment, local, lengths, skipped, everywhere)))
+        if column.answers_late:
+            # All segments begin before the first is waited for.
+            spans = [(self._ahead_of_items(one[0], *one[2:]), *one[1:]) for one in spans]
+        for segment, places, begins, ends in spans:
             firsts = offsets[:-1] if places is None else offsets[places]
             if segment.as_stored:
                 self._read_spans(segment, begins, ends, firsts, out.view(np.uint8))
@@ -216,6 +226,24 @@ class ArrayReader:
             offsets, sizes, places = _joined(offsets, sizes, firsts * itemsize)
             source.read_rows(offsets, sizes, target, places)
 
+    def _span(
+        self, segment: Segment, rows: Int64s, lengths: Int64s, skipped: Int64s | None, places: Any
+    ) -> tuple[Int64s, Int64s]:
+        """The first item, and the one after the last, of parts of lists."""
+        assert segment.offsets is not None
+        begins = segment.offsets[rows] if skipped is None else segment.offsets[rows] + skipped[places]
+        return begins, begins + lengths[places]
+
+    def _ahead_of_items(self, segment: Segment, begins: Int64s, ends: Int64s) -> Segment:
+        source = segment.source.ahead(partial(self.item_ranges, segment, begins, ends))
+        return segment if source is segment.source else replace(segment, source=source)
+
+    def item_ranges(self, segment: Segment, begins: Int64s, ends: Int64s) -> Ranges:
+        """The ranges of stored bytes that a read of items of a flat array needs, from `begins[i]` to `ends[i]` - 1."""
+        array = segment.array.records if segment.array.record else segment.array
+        is_needed = partial(self._chunk_rows.missing, segment.source, array)
+        return ranges_of_items(array, begins, ends, is_needed)
+
     def ahead(
         self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None = None
     ) -> Segment:
@@ -236,10 +264,10 @@ class ArrayReader:
         """The ranges of stored bytes that a read of these rows needs, or of those that are `wanted`."""
         if wanted is not None:
             rows = rows[wanted()]
+        if segment.offsets is not None:
+            return self.item_ranges(segment, segment.offsets[rows], segment.offsets[rows + 1])
         array = segment.array.records if segment.array.record else segment.array
         is_needed = partial(self._chunk_rows.missing, segment.source, array)
-        if segment.offsets is not None:
-            return ranges_of_items(array, segment.offsets[rows], segment.offsets[rows + 1], is_needed)
         if segment.transposed:
             if (slices := slices_of(segment, rows)) is not None:
                 return self._crops.ranges(replace(segment, array=segment.as_row, axis=0), slices)

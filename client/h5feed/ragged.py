@@ -1,0 +1,255 @@
+"""How rows of different lengths become arrays of few shapes: the options ``pad`` and ``pack``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import BadParameter, UnsupportedField
+from .frames import DTYPES, Field
+from .suggestions import no_field
+from .wire import dtype_named
+
+LENGTHS, MASK = ".lengths", ".mask"
+"""Suffixes of the arrays that come with a padded field."""
+
+SEGMENT_IDS, POSITIONS = "segment_ids", "positions"
+"""Arrays that come with packed fields."""
+
+PAD_TO = 8
+"""Without ``max_length``, a batch is as wide as its longest row, rounded up to a multiple of this."""
+
+_OF_PADDING = ("max_length", "truncate", "pad_to")
+OPTIONS = ("pad", *_OF_PADDING, "pad_value")
+"""Options of the client. The server gets `Layout.params`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays made of rows that differ in length.
+
+    Attributes
+    ----------
+    fields : tuple of str
+        The fields that are padded, or packed.
+    dtypes : mapping of str to dtype
+        Of each of them.
+    widths : mapping of str to int
+        Padding: the fixed length of each field that has one.
+    truncate : ``"start"``, ``"end"`` or None
+        Which part to keep of rows that are longer than that; None: they are an error.
+    pad_to : int or tuple of int
+        Padding without a fixed length: round up to a multiple, or to the next of these lengths.
+    values : mapping of str to number
+        What fills the rest of each field.
+    pack : int or None
+        Packing: items of a packed row.
+    """
+
+    fields: tuple[str, ...]
+    dtypes: Mapping[str, np.dtype[Any]]
+    widths: Mapping[str, int] = field(default_factory=dict)
+    truncate: Literal["start", "end"] | None = None
+    pad_to: int | tuple[int, ...] = PAD_TO
+    values: Mapping[str, float] = field(default_factory=dict)
+    pack: int | None = None
+
+    @property
+    def derived(self) -> dict[str, str | None]:
+        """The arrays that are made besides the fields, by name: the field that each belongs to, or None for all."""
+        if self.pack is not None:
+            return {SEGMENT_IDS: None, POSITIONS: None}
+        return {name + suffix: name for name in self.fields for suffix in (LENGTHS, MASK)}
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all batches of a pass have the same shape, apart from the number of rows."""
+        return self.pack is not None or self.widths.keys() >= set(self.fields)
+
+    @property
+    def params(self) -> dict[str, str | list[str]]:
+        """Parameters for the server, which cuts rows before it sends them."""
+        names = [name for name in self.fields if name in self.widths]
+        if not names:
+            return {}
+        numbers = {self.widths[name] for name in names}
+        most = str(numbers.pop()) if len(numbers) == 1 else ",".join(str(self.widths[name]) for name in names)
+        cut = {} if self.truncate is None else {"truncate": self.truncate}
+        return {"pad": names, "max_length": most, **cut}
+
+    def width_of(self, name: str, longest: int, row: int) -> int:
+        """Length of the padded rows of a field in a batch whose longest row is `row`, of `longest` items.
+
+        Raises
+        ------
+        BadParameter
+            It is longer than all lengths of ``pad_to``.
+        """
+        if name in self.widths:
+            return self.widths[name]
+        if isinstance(self.pad_to, int):
+            return max(1, -(-longest // self.pad_to)) * self.pad_to
+        for bound in self.pad_to:
+            if longest <= bound:
+                return bound
+        raise BadParameter(
+            f"pad_to={list(self.pad_to)}: row {row} of {name!r} has {longest} items, more than the last of these "
+            "lengths: add a longer one, or use max_length= and truncate="
+        )
+
+    def nbytes(self, rows: int) -> int:
+        """Bytes of the arrays made of `rows` rows, without those whose length is not known."""
+        if self.pack is not None:
+            return rows * self.pack * (8 + sum(dtype.itemsize for dtype in self.dtypes.values()))
+        return sum(rows * (width * (self.dtypes[name].itemsize + 1) + 4) for name, width in self.widths.items())
+
+
+def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options: Mapping[str, Any]) -> Layout | None:
+    """The layout that options ask for; None if lists come flat, with offsets.
+
+    Parameters
+    ----------
+    fields : mapping of str to Field
+        Of the dataset.
+    chosen : sequence of str or None
+        The requested fields; None: not said.
+    options : mapping
+        ``pad``, ``max_length``, ``truncate``, ``pad_to``, ``pad_value``, ``pack``, ``pack_by``.
+
+    Raises
+    ------
+    BadParameter, FieldNotFound, UnsupportedField
+    """
+    given = {name: options.get(name) for name in OPTIONS if options.get(name) is not None}
+    pack = options.get("pack")
+    if pack is not None:
+        for name in ("pad", *_OF_PADDING):
+            if given.get(name):
+                raise BadParameter(f"{name}= cannot be used with pack=: packed rows all have {pack} items")
+        _check_count("pack", pack)
+        names = _packed(fields, chosen, options.get("pack_by"))
+    else:
+        names = _padded(fields, chosen, given.pop("pad", None))
+        if not names:
+            for name in given:
+                raise BadParameter(f"{name}= needs pad=, which names the fields to pad, or pack=")
+            return None
+    dtypes = {name: _dtype_of(fields[name]) for name in names}
+    layout = Layout(
+        tuple(names),
+        dtypes,
+        _widths(given.get("max_length"), names),
+        given.get("truncate"),
+        _pad_to(given.get("pad_to", PAD_TO)),
+        {name: _value_of(given.get("pad_value", 0), name, dtype) for name, dtype in dtypes.items()},
+        pack,
+    )
+    if layout.truncate not in (None, "start", "end"):
+        raise BadParameter(f"truncate={layout.truncate!r} must be 'start' or 'end', the part of longer rows to keep")
+    if layout.truncate is not None and not layout.widths:
+        raise BadParameter("truncate= needs max_length=: it has no effect without it")
+    if "pad_to" in given and layout.is_fixed:
+        raise BadParameter("pad_to= and max_length= are two ways to choose a length: use one of them")
+    for name in layout.derived:
+        if name in fields and (chosen is None or name in chosen):
+            what = "packed rows" if pack is not None else "padded rows"
+            raise BadParameter(f"the field {name!r} has the name of an array that comes with {what}: leave it out")
+    return layout
+
+
+def padded_fields(fields: Mapping[str, Field], chosen: Sequence[str] | None) -> list[str]:
+    """What ``pad=True`` stands for: all list fields of the chosen ones, or else all text fields."""
+    ragged = [one for one in fields.values() if one.readable and one.ragged]
+    if chosen is not None:
+        return [one.name for one in ragged if one.name in chosen]
+    of_model = [one for one in ragged if one.role in ("input", "label")] or ragged
+    return [one.name for one in of_model if one.dtype != "string"] or [one.name for one in of_model]
+
+
+def _padded(fields: Mapping[str, Field], chosen: Sequence[str] | None, pad: Any) -> list[str]:
+    if pad is None or pad is False:
+        return []
+    if pad is True:
+        if names := padded_fields(fields, chosen):
+            return names
+        raise BadParameter("pad=True: there are no lists or text among the fields, so there is nothing to pad")
+    names = [pad] if isinstance(pad, str) else list(dict.fromkeys(pad))
+    for name in names:
+        _check_ragged(fields, name, "pad")
+        if chosen is not None and name not in chosen:
+            raise BadParameter(f"pad={name!r}: this field is not among the requested ones")
+    return names
+
+
+def _packed(fields: Mapping[str, Field], chosen: Sequence[str] | None, pack_by: str | None) -> list[str]:
+    if chosen is not None:
+        return [name for name in chosen if name in fields and fields[name].ragged]
+    if pack_by is not None:
+        _check_ragged(fields, pack_by, "pack_by")
+        return [pack_by]
+    found = padded_fields(fields, None)
+    if len(found) != 1:
+        has = f"several fields of lists or text ({', '.join(map(repr, found))})" if found else "no lists or text"
+        raise BadParameter(f"pack=: the dataset has {has}: name the fields to pack with fields=")
+    return found
+
+
+def _check_ragged(fields: Mapping[str, Field], name: str, option: str) -> None:
+    if name not in fields:
+        raise no_field(name, [one.name for one in fields.values() if one.ragged], f"{option}=: no list or text field")
+    if not fields[name].readable:
+        raise UnsupportedField(f"the field {name!r} cannot be served: {fields[name].reason}")
+    if not fields[name].ragged:
+        raise BadParameter(f"{option}={name!r}: all rows of {name!r} have the same shape already")
+
+
+def _dtype_of(one: Field) -> np.dtype[Any]:
+    """Dtype of the items of a field, or of the bytes of text."""
+    if one.dtype == "string":
+        return np.dtype(np.uint8)
+    return dtype_named("BF16") if one.dtype == "bfloat16" else DTYPES.get(one.dtype, np.dtype(np.uint8))
+
+
+def _widths(given: Any, names: Sequence[str]) -> dict[str, int]:
+    if given is None:
+        return {}
+    widths = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
+    for name, width in widths.items():
+        if name not in names:
+            raise BadParameter(f"max_length= names {name!r}, which is not padded: {', '.join(map(repr, names))} are")
+        _check_count("max_length", width)
+    return {name: int(width) for name, width in widths.items()}
+
+
+def _pad_to(given: Any) -> int | tuple[int, ...]:
+    if isinstance(given, (list, tuple, np.ndarray)):
+        bounds = tuple(given)
+        if not bounds or list(bounds) != sorted(set(bounds)):
+            raise BadParameter(f"pad_to={list(bounds)} must be a number, or lengths in ascending order")
+        for bound in bounds:
+            _check_count("pad_to", bound)
+        return tuple(map(int, bounds))
+    _check_count("pad_to", given)
+    return int(given)
+
+
+def _check_count(option: str, given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
+        raise BadParameter(f"{option}={given!r} must be a number of items, 1 or more")
+
+
+def _value_of(given: Any, name: str, dtype: np.dtype[Any]) -> float:
+    value = given.get(name, 0) if isinstance(given, Mapping) else given
+    with np.errstate(all="ignore"):
+        try:
+            stored = np.array([value]).astype(dtype)[0]
+            fits = bool(stored == value) or (value != value and bool(stored != stored)) or dtype.kind == "f"
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+    if not fits:
+        raise BadParameter(f"pad_value={value!r} is not a value of {name!r}, which has {dtype.name} items")
+    number: float = value
+    return number
