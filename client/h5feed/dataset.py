@@ -10,7 +10,15 @@ from .errors import UnsupportedField
 from .extras import needing
 from .lineage import Source, source_of
 from .net import jobs
-from .options import LoaderOptions, OrderOptions, SequenceOptions, SplitOptions, TorchOptions, TorchRowsOptions
+from .options import (
+    FollowingOptions,
+    LoaderOptions,
+    OrderOptions,
+    SequenceOptions,
+    SplitOptions,
+    TorchOptions,
+    TorchRowsOptions,
+)
 from .pictures import PNG, Picture
 from .remote_dataset import RemoteDataset, row_ids
 from .row_table import RowTable, row_table
@@ -125,7 +133,7 @@ class Dataset(RemoteDataset):
 
         return Sequence(self, split, **options)
 
-    def loader(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Loader:
+    def loader(self, split: str = "all", **options: Unpack[FollowingOptions]) -> Loader:
         """Batches of ``(x, y)`` for your own training loop; see `h5feed.loops.loader.Loader` for the options."""
         from .loops.loader import Loader
 

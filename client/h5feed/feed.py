@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
-from .answers import CataloguePage, DatasetInfo
+from .answers import CataloguePage
 from .dataset import Dataset
 from .errors import BadAnswer, FeedError
 from .net.balancing import ReplicaStats
@@ -15,7 +15,6 @@ from .net.certificates import Cert, Verify
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.http import httpx
 from .net.servers import Hooks
-from .plan import quoted
 from .schema import checked
 from .tables import titled_table
 
@@ -57,9 +56,18 @@ class Feed:
         return (entry["name"] for entry in self.datasets())
 
     def __getitem__(self, name: str) -> Dataset:
-        info = self._client.json(f"/v1/datasets/{quoted(name)}")
-        checked(info, DatasetInfo, "dataset")
-        return Dataset(self._client, info)
+        return self.dataset(name)
+
+    def dataset(self, name: str, revision: str | None = None) -> Dataset:
+        """The dataset `name`; with `revision`, as it was then, if it has grown since.
+
+        Raises
+        ------
+        DatasetNotFound, Unreadable
+        RevisionChanged
+            It does not have that revision, and is not a growing dataset that had it.
+        """
+        return Dataset.opened(self._client, name, revision)
 
     @property
     def via(self) -> dict[str, str]:

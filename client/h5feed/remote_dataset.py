@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, Literal, NoReturn, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, cast, overload
 from urllib.parse import unquote
 
 import numpy as np
@@ -126,6 +126,18 @@ class RemoteDataset:
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quoted(self.name)}"
+
+    @classmethod
+    def opened(cls, client: Client, name: str, revision: str | None = None) -> Self:
+        """Open a dataset: see `h5feed.Feed.dataset`."""
+        params = None if revision is None else {"revision": revision}
+        info = client.json(f"/v1/datasets/{quoted(name)}", params)
+        checked(info, DatasetInfo, "dataset")
+        return cls(client, info)
+
+    def at(self, revision: str | None = None) -> Self:
+        """The dataset as it is now; with `revision`, as it was then: see `h5feed.Feed.dataset`. Joined ones stay."""
+        return self.opened(self._client, self.name, revision)._with_joins(self._joins, self._how)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,9 @@ def _dataset(feed: Feed, wanted: Source) -> Dataset:
         dataset = feed[wanted.dataset]
         if dataset.settle() == wanted.revision:
             return dataset
+        # It may have grown since.
+        with contextlib.suppress(RevisionChanged):
+            return feed.dataset(wanted.dataset, wanted.revision)
     except DatasetNotFound as error:
         missing = error
     renamed = next((one["name"] for one in feed.datasets() if one["revision"] == wanted.revision), None)

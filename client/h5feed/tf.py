@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from .errors import BadParameter
 from .loops.loader import Loader
 from .loops.loop_options import check_dense
 from .loops.tree import mapped
@@ -37,6 +38,8 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
         dimension is not known.
     """
     check_dense(options, "tf.data")
+    if "follow" in options:
+        raise BadParameter("follow= is an option of loader(): a tf.data.Dataset has the same batches in each pass")
     loader = Loader(dataset, split, **options)
     plan = loader.plan
     is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1

@@ -156,6 +156,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
+    follow : bool
+        See `Loader`. Not with DataLoader workers.
     pin_memory : bool
         Copy the tensors to pinned memory if CUDA is available. With workers, use the DataLoader's own ``pin_memory``
         instead. `to_device` needs neither: it receives batches into pinned memory.
@@ -180,6 +182,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        follow: bool = False,
         pin_memory: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
@@ -187,12 +190,12 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
         given: dict[str, Any] = dict(options)
-        self._dataset = dataset = dataset.joined_by(given)
-        self._order, self._preparing = divided(dataset, given)
+        self._follow = follow
+        self._given = given
+        self._batching = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._prepared: tuple[int, Preparation] | None = None
         self._locked: tuple[int, BufferPool] | None = None
-        self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
-        self._plan = self._planned()
+        self._take_from(dataset.joined_by(given))
         folder = cache.folder if isinstance(cache, RowCache) else cache
         cache_bytes = cache.max_bytes if isinstance(cache, RowCache) else None
         # Each worker opens the cache folder itself.
@@ -204,6 +207,12 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._resumed: _Place | None = None
         self._open: list[ReadAhead[Batch]] = []
         self._meter = Meter()
+
+    def _take_from(self, dataset: RemoteDataset) -> None:
+        self._dataset, self._prepared = dataset, None
+        self._order, self._preparing = divided(dataset, self._given)
+        self._options = {**self._batching, **self._order}
+        self._plan = self._planned()
 
     @property
     def plan(self) -> Plan:
@@ -278,6 +287,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         BadParameter
             The state belongs to another order, or to another worker.
         """
+        if self._follow:
+            self._return_to(state)
         epoch, delivered = position_in(state, self._dataset, self._plan)
         of_worker = tuple(state.get(name) for name in ("worker", "workers"))
         worker = get_worker_info() if self._passes.is_shared else None
@@ -322,6 +333,13 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         With `pool`, they are in its memory, and are not pinned.
         """
         resumed, self._resumed = self._resumed, None
+        if self._follow:
+            if get_worker_info() is not None:
+                raise BadParameter(
+                    "follow=True needs num_workers=0: the workers of a DataLoader would not agree on the rows of a pass"
+                )
+            if not self._passes.first:
+                self._catch_up()
         epoch, first = self._passes.begin(called, None if resumed is None else (resumed.epoch, resumed.first))
         following = first if resumed is None else resumed.following
         prepare = self._preparation()

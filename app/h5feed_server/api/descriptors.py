@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from h5feed.errors import NotAcceptable, PageNotFound, RevisionChanged
-from h5feed.stored.local_file import Identity, LocalFile, changed, refused
+from h5feed.stored.local_file import FileSource, Identity, changed, refused
 from starlette.types import Receive, Scope, Send
 
 from ..catalog.served_files import file_of
@@ -103,7 +103,7 @@ class _Passed(Response):
         return content[sent:]
 
 
-def _source(services: Services, name: str, query: DescriptorQuery) -> LocalFile:
+def _source(services: Services, name: str, query: DescriptorQuery) -> FileSource:
     """The file to open.
 
     Raises
@@ -123,7 +123,8 @@ def _source(services: Services, name: str, query: DescriptorQuery) -> LocalFile:
         for segment in () if field.unreadable else field.column.segments:
             file_source = segment.file
             if file_source.path == path:
-                if not isinstance(file_source, LocalFile):
-                    raise NotAcceptable(f"file {file!r} is in an object store, so there is no descriptor of it")
+                if not file_source.is_lent:
+                    where = "is in an object store" if file_source.remote_bytes is not None else "grows"
+                    raise NotAcceptable(f"file {file!r} {where}, so there is no descriptor of it")
                 return file_source
     raise RevisionChanged(f"no rows of dataset {name!r} are in {file!r} any more")

@@ -14,7 +14,7 @@ from h5feed.errors import BadParameter, TooLarge
 from h5feed.offsets import MASK
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout, ChunkTable
-from h5feed.stored.local_file import FileSource, LocalFile
+from h5feed.stored.local_file import FileSource
 from h5feed.stored.pieces import (
     BYTES,
     CHUNK_CACHE_BYTES,
@@ -271,8 +271,7 @@ class PiecesPlan:
     def _names(self, touched: list[tuple[Segment, Int64s | None, Int64s]]) -> list[str] | None:
         """Names of the files of some segments; None if one of them cannot be named."""
         files = [segment.file for segment, _, _ in touched]
-        # Clients do not read from object stores.
-        names = [self._by_path.get(file.path) if isinstance(file, LocalFile) else None for file in files]
+        names = [self._by_path.get(file.path) if file.is_lent else None for file in files]
         return None if None in names else [name for name in names if name is not None]
 
 

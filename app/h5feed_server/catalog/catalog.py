@@ -47,6 +47,7 @@ from .digests import how_far
 from .discovery import Others, Walk, ending_of, shown
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
+from .growing import Growth
 from .hanging import Hanging
 from .indexer import Indexer
 from .inspections import Lanes, NotYet
@@ -85,6 +86,9 @@ _HASHED_RETRY_SECONDS = 10
 
 _MOST_RENAMED = 10_000
 """Outdated provisional names that are remembered."""
+
+GROWN_SECONDS = 1.0
+"""How long a request for the current revision of a growing dataset waits for rows that were just added."""
 
 AWAY_RETRY_SECONDS = 2.0
 """``Retry-After`` of responses about data that is temporarily unavailable."""
@@ -243,8 +247,7 @@ class Catalog:
                 waits = "it is being inspected"
                 lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
-                passing = isinstance(entry.outcome.exception(), Transient)
-                status: Status = "unavailable" if passing else "unreadable"
+                status = _status_of(entry.outcome.exception())
                 lines.append((entry, Listed(entry.name, entry.files, status, reason, None)))
             else:
                 lines += [(entry, Listed(one.name, one.files, "ok", None, one.now)) for one in entry.datasets()]
@@ -297,7 +300,9 @@ class Catalog:
         current = self._found.get(name)
         if current is None or not self._is_current(name, *current):
             current = self._find(name)
-        dataset = current[1]
+        entry, dataset, _ = current
+        if entry.grows and revision is None:
+            self._check_recent(name, entry)
         if revision != dataset.revision:
             dataset = dataset.now if revision is None else self._called(dataset, revision)
         tell(dataset.revision, dataset.names)
@@ -323,6 +328,8 @@ class Catalog:
             return called
         if revision == names.here:
             return dataset.called(revision)
+        if dataset.growth is not None and (cut := self._earlier(dataset, dataset.growth, revision)) is not None:
+            return cut
         may_be = revision
         if is_provisional(revision):
             earlier = self._renamed.get((name, revision))
@@ -341,6 +348,39 @@ class Catalog:
                 "Request the dataset again and begin a new epoch."
             )
         return dataset.called(revision)
+
+    def _check_recent(self, name: str, entry: Entry) -> None:
+        """Check that a growing dataset is as it was when the request was made, or that this takes long.
+
+        Raises
+        ------
+        NotYet
+        """
+        now = time.monotonic()
+        asked: float = getattr(self._asking, "since", now)
+        if now < asked + GROWN_SECONDS and entry.is_behind() and not entry.has_looked_since(asked):
+            raise self._grown(name, asked)
+
+    def _grown(self, name: str, asked: float) -> NotYet:
+        return NotYet(Preparing(f"dataset {name!r} has grown and is inspected again", retry_after=1), asked, 0.0)
+
+    def _earlier(self, dataset: Dataset, growth: Growth, revision: str) -> Dataset | None:
+        """A growing dataset as it was when it had this revision; None if it never had.
+
+        Raises
+        ------
+        NotYet
+            That is not known before what has been added meanwhile is inspected: another process may have served it.
+        """
+        name = dataset.name
+        earlier = growth.at(name, revision)
+        if earlier is not None:
+            return earlier
+        entry = self._found[name][0] if name in self._found else None
+        asked: float = getattr(self._asking, "since", time.monotonic())
+        if entry is not None and entry.began < asked and (entry.again or entry.is_behind()):
+            raise self._grown(name, asked)
+        return None
 
     def _not_hashed(self, dataset: Dataset, revision: str) -> NotYet:
         contents = dataset.names.contents
@@ -462,7 +502,12 @@ class Catalog:
         return path.lower().endswith((*ALL_SUFFIXES, DECLARATION)) or ending_of(path) in self._endings
 
     def _is_due(self) -> bool:
-        return time.monotonic() >= self._second_look
+        now = time.monotonic()
+        if now >= self._second_look:
+            return True
+        # A file that is written to all the time never settles.
+        growing = [entry for entry in list(self._entries.values()) if entry.grows]
+        return now - self._scanned >= self._pause and any(one.is_due() or one.has_failed_for_now() for one in growing)
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Find a dataset among the current files, after a scan if necessary."""
@@ -711,8 +756,15 @@ def _statuses_of(entry: Entry) -> list[tuple[str, Status]]:
     if not entry.outcome.done():
         return [(entry.name, "preparing")]
     if entry.reason() is not None:
-        return [(entry.name, "unavailable" if isinstance(entry.outcome.exception(), Transient) else "unreadable")]
+        return [(entry.name, _status_of(entry.outcome.exception()))]
     return [*((name, "ok") for name in names), *((name, "unreadable") for name in entry.refused)]
+
+
+def _status_of(error: BaseException | None) -> Status:
+    """Status of what could not be inspected for this reason."""
+    if isinstance(error, Preparing):
+        return "preparing"
+    return "unavailable" if isinstance(error, Transient) else "unreadable"
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:

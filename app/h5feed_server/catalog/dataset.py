@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -26,6 +26,9 @@ from .grouping.pieces import Table, TableField
 from .names import Names
 from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
 from .split_record import SplitRecord
+
+if TYPE_CHECKING:
+    from .growing import Growth
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ class Dataset:
     """Title, description, licence and source, as far as they are known."""
     has_named_pieces: bool = False
     """Whether its rows are in groups with the same members, one after the other."""
+    growth: Growth | None = dataclass_field(default=None, compare=False, repr=False)
+    """Its other revisions, if it is the current state of a growing dataset."""
     variants: dict[str, Dataset] = dataclass_field(default_factory=dict, compare=False, repr=False)
     """The same dataset under other names, which share this dictionary."""
 

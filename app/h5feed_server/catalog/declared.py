@@ -10,6 +10,7 @@ stack = false                              # true: each file is one row; false: 
 classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
 episodes = true                            # false: groups with the same members are not joined
 apply = "scale"                            # unpack numbers according to netCDF's attributes
+growing = false                            # true: rows are added while the file is served
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
@@ -95,10 +96,13 @@ class DeclaredDataset(BaseModel):
     decode: dict[str, DeclaredImages] = {}
     apply: Literal["scale"] | None = None
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
+    growing: bool = False
     card: Card = Card()
 
     @model_validator(mode="after")
     def _has_rows_in_one_way(self) -> Self:
+        if self.rows_along and self.growing:
+            raise ValueError("growing = true is about rows along the first axis: leave out rows_along")
         if self.rows_along is not None and self.stack:
             raise ValueError("stack = true makes each file one row, but rows_along makes rows of each file: use one")
         return self

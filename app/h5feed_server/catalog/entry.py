@@ -20,6 +20,9 @@ from .loading import Dependencies
 
 Status = Literal["ok", "unreadable", "preparing", "unavailable"]
 
+GROWTH_SECONDS = 0.5
+"""Minimum interval between inspections of a growing file."""
+
 RETRY_SECONDS = 2.0
 """After a temporary error, a requested file is inspected again after this long."""
 
@@ -48,8 +51,12 @@ class Entry:
     """This is the second inspection of files that had just been written at the first one."""
     again: list[Entry] = field(default_factory=list)
     """The entry of the second inspection, if it has begun."""
+    tried: list[float] = field(default_factory=lambda: [0.0])
+    """When the last inspection of a growing file began that could not be made then."""
     away: str | None = None
     """Why the files are temporarily unavailable; None if they are available."""
+    grows: bool = False
+    """Rows are added to its file. It stays current until `again` has inspected the file as it is then."""
 
     def reason(self) -> str | None:
         """Why the files cannot be read; None if they can, or if that is not known yet."""
@@ -71,7 +78,9 @@ class Entry:
 
     def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
         """Whether it must be inspected again for these files, in the state that they are in now, and declarations."""
-        if (self.paths, self.identities, self.declared) != (paths, identities, declared):
+        if (self.paths, self.declared) != (paths, declared):
+            return True
+        if any(map(self._differ, self.identities, identities)):
             return True
         if any(identity_of(path) != identity for path, identity in self.dependencies.copy().items()):
             return True
@@ -80,10 +89,38 @@ class Entry:
     def has_changed(self) -> bool:
         """Whether its files have changed."""
         known = [*zip(self.paths, self.identities, strict=True), *self.dependencies.copy().items()]
-        return any(identity_of(path) != identity for path, identity in known)
+        return any(self._differ(identity_of(path), identity) for path, identity in known)
+
+    def _differ(self, one: Identity | None, other: Identity | None) -> bool:
+        """Whether these are states of different content; of a growing file, whether they are different files."""
+        if self.grows and one is not None and other is not None:
+            return one[:2] != other[:2]
+        return one != other
+
+    def is_behind(self) -> bool:
+        """Whether its file has grown since the scan that found it, or could not be read as it was then."""
+        if not self.grows:
+            return False
+        files = zip(self.paths, self.identities, strict=True)
+        return any(one.growth is not None and one.growth.is_earlier for one in self.datasets()) or any(
+            identity_of(path) != known for path, known in files
+        )
+
+    def has_looked_since(self, moment: float) -> bool:
+        """Whether an inspection of the growing file that began after this time has ended."""
+        return max(self.began, *self.tried) >= moment
 
     def is_due(self) -> bool:
-        """Whether it is time for a second look at a file that was new when it was inspected."""
+        """Whether it is time for a second look at a file that was new when it was inspected, or that has grown."""
+        if self.grows:
+            now, latest = time.monotonic(), self.again[0] if self.again else self
+            if not latest.outcome.done():
+                return False
+            if self.again and not latest.has_failed_for_now():
+                return True
+            if now < latest.began + GROWTH_SECONDS:
+                return False
+            return bool(self.again) or self.is_behind() or (self.was_young() and now >= self.began + YOUNG_SECONDS)
         if not self.outcome.done() or time.monotonic() < self.began + YOUNG_SECONDS or not self.was_young():
             return False
         return not self.again or self.again[0].outcome.done()

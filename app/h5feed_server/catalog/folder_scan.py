@@ -138,7 +138,9 @@ class FolderScan:
             second = entry.again.pop() if entry.again else None
             if second is not None and not second.has_failed_for_now():
                 return second
-            entry.again.append(look(is_second=True))
+            if second is not None:
+                entry.tried[:] = [second.began]
+            entry.again.append(look(is_second=identities == entry.identities))
         return entry
 
     def _free(self, name: str, files: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
+from h5feed.errors import FeedError, Overloaded, Preparing, SourceUnavailable, Unreadable
 from h5feed.stored.local_file import FileSource, Identity, OpenFiles, changed, is_away
 
 from ..cache_folder.folder import CacheFolder
@@ -26,6 +26,7 @@ from .digests import Digests
 from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
+from .growing import GrowingFiles
 from .inspections import Lanes
 from .known_files import MANY, KnownFiles
 from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
@@ -84,6 +85,14 @@ class Indexer:
         )
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
+        self._growing = GrowingFiles(
+            folder,
+            self._inspector,
+            self._assembler,
+            self._loader.probe.values,
+            is_remote=self._loader.is_remote,
+            closed=self._closed,
+        )
         self.inspections = Lanes[tuple[Dataset, ...]](_ENTRIES_AT_ONCE)
 
     def close(self, *, wait: bool) -> None:
@@ -123,7 +132,18 @@ class Indexer:
         work = partial(self._load, family, paths, identities, dependencies, refused, served)
         outcome = self.inspections.submit(family.mount, work)
         return Entry(
-            family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
+            family.name,
+            family.files,
+            paths,
+            identities,
+            outcome,
+            dependencies,
+            refused,
+            began,
+            said,
+            looked,
+            is_second,
+            grows=family.grows,
         )
 
     def source(self, path: str, identity: Identity) -> FileSource:
@@ -150,6 +170,8 @@ class Indexer:
     ) -> tuple[Dataset, ...]:
         name, files = family.name, family.files
         try:
+            if family.grows:
+                return self._growing.load(family, paths[0], refused, declaration)
             # A file that is being written has queued a job for each of its states. Skip those that are out of date.
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
@@ -173,6 +195,8 @@ class Indexer:
                 else:
                     self.tell(one.files, one.reason)
             return datasets
+        except Preparing as error:
+            raise Preparing(f"dataset {name!r} is not ready yet: {error.detail}", retry_after=1) from None
         except TRANSIENT_ERRORS as error:
             kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
             raise kind(f"dataset {name!r} is unavailable at the moment: {error.detail}", retry_after=1) from None
@@ -273,4 +297,8 @@ class Indexer:
 
 def declared_text(declared: DeclaredDataset | None, *, with_card: bool = True) -> bytes:
     """The declaration of a dataset, serialised; for its revision without the card. Empty if there is none."""
-    return b"" if declared is None else declared.model_dump_json(exclude=None if with_card else {"card"}).encode()
+    if declared is None:
+        return b""
+    # So that revisions of all others do not depend on it.
+    without = {*(() if with_card else ("card",)), *(() if declared.growing else ("growing",))}
+    return declared.model_dump_json(exclude=without).encode()

@@ -69,7 +69,7 @@ class Names:
             while self._known < len(self.contents) and self.contents[self._known].digest is not None:
                 self._known += 1
             if self._known == len(self.contents):
-                self._content = self._of_content()
+                self._content = self.of_digest(b"".join(one.digest or b"" for one in self.contents))
         return self._content
 
     @property
@@ -82,11 +82,11 @@ class Names:
         """Bytes that have been hashed, and all that are to be; None if everything has been."""
         return None if self.content is not None else progress_of(self.contents)
 
-    def _of_content(self) -> str:
+    def of_digest(self, digest: bytes) -> str:
+        """The name by content if the digests of all files, one after the other, were these bytes."""
         revision = hashlib.blake2b(digest_size=LENGTH // 2)
         revision.update(self._head)
-        for one in self.contents:
-            revision.update(one.digest or b"")
+        revision.update(digest)
         revision.update(self._called)
         return revision.hexdigest()
 

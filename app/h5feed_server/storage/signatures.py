@@ -35,13 +35,18 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 
 def is_hdf5(fd: int) -> bool:
     """Whether an open file is HDF5."""
+    return superblock(fd) is not None
+
+
+def superblock(fd: int) -> int | None:
+    """Position of the superblock of an open file; None if it is not HDF5."""
     size = os.fstat(fd).st_size
     offset = 0
     while offset + len(HDF5) <= size:
         if os.pread(fd, len(HDF5), offset) == HDF5:
-            return True
+            return offset
         offset = max(512, 2 * offset)
-    return False
+    return None
 
 
 def why_no_hdf5(fd: int) -> str | None:

@@ -9,7 +9,7 @@ from copy import copy
 from typing import Any, Unpack
 
 from ..cache import RowCache
-from ..errors import BatchOutOfRange
+from ..errors import BadParameter, BatchOutOfRange
 from ..forks import tell_after_fork
 from ..net.trace import clock
 from ..options import RowOptions
@@ -45,6 +45,9 @@ class Loader(Loop):
         Maximum number of bytes fetched ahead.
     cache : path or RowCache, optional
         See `Dataset.cache`.
+    follow : bool
+        Start each pass with the rows that the dataset has then, for growing datasets. The number of batches may differ
+        from pass to pass. A state that was saved with other rows is resumed with these.
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``where``, ``window``, ``shard``, ``shards``,
         ``last`` …), and those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``,
@@ -73,24 +76,41 @@ class Loader(Loop):
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        follow: bool = False,
         **options: Unpack[RowOptions],
     ) -> None:
         check_loop_options(options, Loader.__init__)
+        if follow and isinstance(cache, RowCache):
+            raise BadParameter("follow=True: a RowCache is of one revision: pass the path of its folder")
         given: dict[str, Any] = dict(options)
-        self._dataset = dataset = dataset.joined_by(given)
-        order, preparing = divided(dataset, given)
-        self._prepare = preparation_of(dataset, split, order, preparing, seed)
-        plan = dataset.plan(
-            split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
-        )
+        dataset = dataset.joined_by(given)
+        self._follow = follow
+        self._options = given
+        self._order: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._meter = Meter()
-        fetching = {"connections": connections, "readahead": readahead, "cache": cache, "waits": self._meter.waits}
-        self._stream = Stream(dataset, plan, fetching)
+        self._fetching = {
+            "connections": connections,
+            "readahead": readahead,
+            "cache": cache,
+            "waits": self._meter.waits,
+        }
+        self._begin(dataset)
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
         self._under_way = False
         tell_after_fork(self)
+
+    def _take_from(self, dataset: RemoteDataset) -> None:
+        self._stream.close()
+        self._begin(dataset)
+
+    def _begin(self, dataset: RemoteDataset) -> None:
+        order, preparing = divided(dataset, self._options)
+        prepare = preparation_of(dataset, self._order["split"], order, preparing, self._order["seed"])
+        plan = dataset.plan(**self._order, fields=prepare.fields, **order)
+        self._dataset, self._prepare = dataset, prepare
+        self._stream = Stream(dataset, plan, self._fetching)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -121,6 +141,8 @@ class Loader(Loop):
         with self._lock:
             if self._under_way:
                 self._epoch, self._delivered = self._epoch + 1, 0
+            if self._follow and not self._delivered:
+                self._catch_up()
             self._under_way = True
             self._passes += 1
             number = self._passes

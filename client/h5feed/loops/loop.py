@@ -12,6 +12,7 @@ from ..errors import BadParameter
 from ..lineage import Source, source_of_plan
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
+from ..revisions import is_provisional
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
@@ -25,6 +26,8 @@ class Loop(ABC):
 
     _dataset: RemoteDataset
     _meter: Meter
+    _follow: bool = False
+    """Whether each pass starts with the rows that the dataset has then."""
 
     @property
     @abstractmethod
@@ -104,10 +107,28 @@ class Loop(ABC):
         """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`."""
         return state_of(self._dataset, self.plan, *self._where())
 
+    def _take_from(self, dataset: RemoteDataset) -> None:
+        """Take the batches from this dataset from now on; for loops that follow."""
+        raise NotImplementedError
+
+    def _catch_up(self) -> None:
+        """Take the next pass from the dataset as it is now."""
+        now = self._dataset.at()
+        # Of several servers, one may not know the last rows yet.
+        if now.rows >= self._dataset.rows and now.revision != self._dataset.revision:
+            self._take_from(now)
+
+    def _return_to(self, state: Mapping[str, Any]) -> None:
+        """Take the rest of a pass from the dataset as it was then."""
+        revision = state.get("revision") if isinstance(state, Mapping) else None
+        if isinstance(revision, str) and not is_provisional(revision) and revision != self._dataset.revision:
+            self._take_from(self._dataset.at(revision))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state: the next loop delivers exactly what the saved pass had not delivered yet.
 
-        The number of shards may differ if ``batch_size × shards`` is the same.
+        The number of shards may differ if ``batch_size × shards`` is the same. A loop with ``follow=True`` finishes the
+        pass with the rows that it had.
 
         Raises
         ------
@@ -115,4 +136,6 @@ class Loop(ABC):
         BadParameter
             The state belongs to another order.
         """
+        if self._follow:
+            self._return_to(state)
         self._go_to(*position_in(state, self._dataset, self.plan))

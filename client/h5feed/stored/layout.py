@@ -20,7 +20,7 @@ from .. import wire
 from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
-LAYOUT_VERSION = 12
+LAYOUT_VERSION = 13
 """Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -75,6 +75,10 @@ class ChunkTable:
             return np.where(numbers < len(self.numbers), numbers, -1)
         nearest = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[nearest] == numbers, nearest, -1)
+
+    def first(self, count: int) -> ChunkTable:
+        """The first `count` chunks of the table."""
+        return ChunkTable(self.numbers[:count], self.offsets[:count], self.sizes[:count], self.masks[:count])
 
     @cached_property
     def _is_complete(self) -> bool:
@@ -140,6 +144,8 @@ class ArrayLayout:
         The array is this member of a table of records that h5py reads. Only with `by_h5py`.
     packing : Packing or None
         How numbers are packed, according to netCDF's attributes.
+    extends : bool
+        Chunked arrays: more rows can be added.
     """
 
     path: str
@@ -167,6 +173,7 @@ class ArrayLayout:
     padding: Padding | None = None
     member: str | None = None
     packing: Packing | None = None
+    extends: bool = False
 
     @property
     def rows(self) -> int:
@@ -482,5 +489,6 @@ _PLAIN = (
     "is_bitfield",
     "padding",
     "member",
+    "extends",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -161,9 +161,12 @@ class FileSource(Source):
     remote_bytes : int or None
         Size of a file that other processes cannot open by its path, but only read through this source; None if they
         can.
+    is_lent : bool
+        Whether clients on this machine may read the file themselves.
     """
 
     remote_bytes: int | None = None
+    is_lent: bool = False
 
     def __init__(self, path: str, identity: Identity, digest: bytes = b"") -> None:
         self.path = path
@@ -192,6 +195,8 @@ class LocalFile(FileSource):
     path, identity, digest
         See `FileSource`.
     """
+
+    is_lent = True
 
     def __init__(self, files: Opener, path: str, identity: Identity, digest: bytes = b"") -> None:
         super().__init__(path, identity, digest)

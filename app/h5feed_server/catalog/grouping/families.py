@@ -60,6 +60,11 @@ class Family:
         files = tuple(f"{mount}/{file}" for file in self.files)
         return replace(self, name=f"{mount}.{self.name}", files=files, mount=mount)
 
+    @property
+    def grows(self) -> bool:
+        """Whether it is declared that rows are added while it is served."""
+        return self.declared is not None and self.declared.growing
+
 
 @dataclass(frozen=True)
 class _Place:

@@ -176,7 +176,8 @@ class Arrays:
             chunks = self._placed(dataset, properties, record)
             if chunks is None:
                 return None
-            where |= {"chunk_shape": dataset.chunks, "chunks": chunks}
+            most = dataset.maxshape[0]
+            where |= {"chunk_shape": dataset.chunks, "chunks": chunks, "extends": most is None or most > shape[0]}
         elif holds_lists(stored) or where["stored_bytes"] != math.prod(shape) * record:
             return None
         else:
@@ -403,6 +404,9 @@ def _chunks(dataset: h5py.Dataset, limit: int, unfiltered: int) -> ChunkTable | 
         raise ValueError(f"the file has more than {MAX_CHUNKS} chunks")
     # table: (chunks, ndim + 3)
     table = np.frombuffer(entries, np.int64).reshape(-1, width)
+    if dataset.file.swmr_mode:
+        # The writer may have added chunks since the shape was read.
+        table = table[(table[:, :-3] < np.array(dataset.shape, np.int64)).all(axis=1)]
     corners = table[:, :-3]
     chunk_shape = np.array(dataset.chunks, np.int64)
     if (corners < 0).any() or (corners >= np.array(dataset.shape, np.int64)).any() or (corners % chunk_shape).any():

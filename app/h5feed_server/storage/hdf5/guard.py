@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -56,10 +57,15 @@ class Guard:
         Timeout of the whole inspection.
     is_remote : bool
         Reading takes time, but no CPU time: only the first array of each kind is compared.
+    is_written : bool
+        Another process is writing to the file: chunks that are not full yet may change between the two reads.
     """
 
-    def __init__(self, source: Source | None, seconds: float, *, is_remote: bool = False) -> None:
+    def __init__(
+        self, source: Source | None, seconds: float, *, is_remote: bool = False, is_written: bool = False
+    ) -> None:
         self._source = source
+        self._is_written = is_written
         self._decoders = Decoders(1, _TIMEOUT)
         began = time.process_time()
         self._all_until = began + (0 if is_remote else _ALL * seconds)
@@ -79,6 +85,8 @@ class Guard:
             The layout of the dataset, or those of the members of its records.
         """
         arrays = [(name, one) for name, one in arrays if one.rows and one.row_bytes and one.external is None]
+        if self._is_written:
+            arrays = [(name, full) for name, one in arrays if (full := _full_chunks(one)) is not None]
         if not arrays or self._source is None:
             return True
         kind = tuple(_kind(one) for _, one in arrays)
@@ -181,6 +189,18 @@ def _kind(array: ArrayLayout) -> Hashable:
     shape = array.chunk_shape and (array.chunk_shape[1:] == array.sample_shape, array.rows % array.chunk_shape[0] == 0)
     where = (array.offset is None, array.inline is None, chunks, len(array.shape), shape)
     return (array.dtype, array.filters, array.record, array.padding, where)
+
+
+def _full_chunks(array: ArrayLayout) -> ArrayLayout | None:
+    """The rows of an array that are in full chunks; None if there are none, or if a chunk among them is missing."""
+    if array.chunk_shape is None or array.chunks is None:
+        return None
+    full = array.rows // array.chunk_shape[0]
+    there = int(np.searchsorted(array.chunks.numbers, full * array.cells))
+    if not full or there != full * array.cells:
+        return None
+    shape = (full * array.chunk_shape[0], *array.shape[1:])
+    return replace(array, shape=shape, chunks=array.chunks.first(there))
 
 
 def _rows(array: ArrayLayout) -> npt.NDArray[np.int64]:

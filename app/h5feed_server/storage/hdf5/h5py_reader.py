@@ -68,7 +68,7 @@ Known = tuple[int | str, ...]
 """Identity of a file, then a digest of its content, because content can change while the identity stays the same."""
 
 
-def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
+def open_file(path: str, cache_bytes: int | None = None, *, swmr: bool = False) -> h5py.File:
     """Open a file. If it is the first of a split file or a file family, open the others too.
 
     Parameters
@@ -76,6 +76,8 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
     path : str
     cache_bytes : int, optional
         Size of libhdf5's chunk cache for each array; default: libhdf5's own default.
+    swmr : bool
+        Whether another process has it open for SWMR writing.
     """
     driver, _ = members_of(path)
     keep: dict[str, Any] = {"mode": "r", "locking": False, "rdcc_nbytes": cache_bytes}
@@ -86,7 +88,7 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
         return h5py.File(stem, **keep, driver=driver, meta_ext=endings[0], raw_ext=endings[1])
     if driver == "family":
         return h5py.File(family_template(path), **keep, driver=driver, memb_size=0)
-    return h5py.File(path, **keep)
+    return h5py.File(path, **keep, swmr=swmr)
 
 
 def files_of(files: Iterable[Sequence[Any]], pipe: Pipe) -> tuple[dict[str, Known], dict[str, PipedFile]]:

@@ -4,9 +4,9 @@ Runs only as a child process: a crafted file can crash libhdf5, hang it or exhau
 server.
 
 Protocol: each line on standard input is JSON: a path, the size of a file that `piped_file` reads, or an object with
-the paths of several files. Each response on standard output is a frame of an 8-byte little-endian length, a kind byte
-(``L`` layout, ``E`` error text, ``T`` the layouts of several files, as frames) and the content. `inspector` is the
-other end.
+the paths of several files, or with that of a file that another process is writing to. Each response on standard output
+is a frame of an 8-byte little-endian length, a kind byte (``L`` layout, ``E`` error text, ``T`` the layouts of several
+files, as frames) and the content. `inspector` is the other end.
 
 Each request is handled in its own fork, see `answer_in_fork`.
 """
@@ -70,7 +70,7 @@ _LEVELS = 8
 """Levels of an index that are read ahead: all of them, because inspection needs the whole index."""
 
 
-def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
+def inspect_file(path: str, plugins: Plugins, seconds: float, *, swmr: bool = False) -> FileLayout:
     """Return the layout of the file at `path`.
 
     Parameters
@@ -79,15 +79,19 @@ def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
     plugins : Plugins
     seconds : float
         Timeout of the inspection, which the caller enforces. Here it bounds the comparison with libhdf5.
+    swmr : bool
+        Whether another process has the file open for SWMR writing.
     """
     _, members = members_of(path)
     status = os.stat(path)
-    with open_file(path) as file:
+    with open_file(path, swmr=swmr) as file:
         _seal()
-        guard = Guard(held(file, Identity.of(status)), seconds)
+        guard = Guard(held(file, Identity.of(status)), seconds, is_written=swmr)
         # Names of the other files of a split file or file family.
         names = tuple(map(os.path.basename, members))
-        return _Walk(file, path, Arrays(file, status.st_size, names, plugins, guard)).layout()
+        # Chunks that are added meanwhile are beyond the end that the file had.
+        nbytes = sys.maxsize if swmr else status.st_size
+        return _Walk(file, path, Arrays(file, nbytes, names, plugins, guard)).layout()
 
 
 def inspect_piped(piped: PipedFile, plugins: Plugins, seconds: float) -> FileLayout:
@@ -272,7 +276,7 @@ def main(memory_bytes: int, timeout: float) -> None:
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
         file = json.loads(line)
-        paths = file["together"] if isinstance(file, dict) else None
+        paths = file.get("together") if isinstance(file, dict) else None
         if isinstance(file, list):
             file = ExactFile(Pipe(answers, 0), 0, file[0], OBJECT)
         elif isinstance(file, int):
@@ -288,12 +292,14 @@ def main(memory_bytes: int, timeout: float) -> None:
             return
 
 
-def _answer(file: str | PipedFile, plugins: Plugins, seconds: float) -> bytes:
+def _answer(file: str | dict[str, list[str]] | PipedFile, plugins: Plugins, seconds: float) -> bytes:
+    swmr = isinstance(file, dict)
+    file = file["swmr"][0] if isinstance(file, dict) else file
     path = file if isinstance(file, str) else OBJECT
     try:
         if isinstance(file, PipedFile):
             return b"L" + dump_layout(inspect_piped(file, plugins, seconds))
-        return b"L" + dump_layout(inspect_file(file, plugins, seconds))
+        return b"L" + dump_layout(inspect_file(file, plugins, seconds, swmr=swmr))
     except MemoryError:
         return b"Einspecting it takes more memory than inspection may use"
     except Exception as error:

@@ -38,7 +38,7 @@ files, it has been at work for `inspect.TOGETHER_SECONDS` at most."""
 
 _Request = str | int | list[int] | dict[str, list[str]]
 """A path, the size of a file that the child asks for in blocks, a list of the size of a file that it asks for exactly
-what libhdf5 reads of, or the paths of files to inspect together."""
+what libhdf5 reads of, the paths of files to inspect together, or that of a file that another process is writing to."""
 
 
 class Inspector:
@@ -143,6 +143,10 @@ class Inspector:
             return self._layout([size], read=recorder.read)
         except FeedError:
             return None
+
+    def inspect_written(self, path: str) -> bytes:
+        """Same as `inspect`, for a file that another process has open for SWMR writing."""
+        return self._layout({"swmr": [path]})
 
     def inspect_remote(self, file: FileSource) -> bytes:
         """Same as `inspect`, for a file of a store. Errors that reading it raises end the inspection."""
