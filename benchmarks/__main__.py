@@ -24,6 +24,7 @@ from . import (
     compressed,
     connections,
     contiguous,
+    crops,
     encoded,
     far,
     filtering,
@@ -71,6 +72,7 @@ GROUPS: dict[str, ModuleType] = {
     "w": filtering,
     "x": sequences,
     "y": sparse,
+    "z": crops,
 }
 
 _EXAMPLES = """groups:
@@ -82,7 +84,7 @@ _EXAMPLES = """groups:
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
   v  what the caches of three replicas hold           x  sequences of a robot's demonstrations
-  y  shuffled cells of an AnnData file in CSR
+  y  shuffled cells of an AnnData file in CSR         z  random crops of volumes
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s

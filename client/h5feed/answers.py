@@ -76,6 +76,7 @@ class PackedInfo(TypedDict):
 
 
 class FieldInfo(FieldSummary):
+    spatial_axes: NotRequired[Count]
     ragged: bool
     sparse: NotRequired[SparseInfo | None]
     cf: NotRequired[list[PackedInfo] | None]

@@ -20,6 +20,7 @@ from .errors import BadAnswer
 from .offsets import MASK, Offsets, axes_of
 from .wire import (
     ALIGNMENT,
+    CROP,
     DATA,
     DTYPE_NAMES,
     INDICES,
@@ -105,6 +106,7 @@ class Frame:
         weighted: bool,
         offsets: Mapping[str, Offsets] | None = None,
         masked: bool = False,
+        cropped_axes: int = 0,
         packed: bool = False,
     ) -> Frame:
         """The frame of some fields of a dataset.
@@ -119,6 +121,8 @@ class Frame:
             Of fields whose rows are not the samples' own.
         masked : bool
             Whether these fields have masks.
+        cropped_axes : int
+            If rows are cropped, along how many axes; the fields have the shape of the crops.
         packed : bool
             Whether the rows are those of packed rows.
 
@@ -130,6 +134,8 @@ class Frame:
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype("<i8"), ())}
         if weighted:
             tensors[WEIGHT] = np.dtype("<f4"), ()
+        if cropped_axes:
+            tensors[CROP] = np.dtype("<i8"), (cropped_axes,)
         if packed:
             tensors[ROWS + OFFSETS] = np.dtype("<i8"), ()
         flat: dict[str, str] = {}
@@ -165,7 +171,7 @@ class Frame:
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
         """The frame of some of the fields. Rows requested by id have no weights."""
-        kept = {ROWS, *([WEIGHT] if weighted else []), *fields}
+        kept = {ROWS, *([CROP] if fields else []), *([WEIGHT] if weighted else []), *fields}
         sparse = {name: columns for name, columns in self.sparse.items() if name in kept}
         kept |= {part for name in sparse for part in _parts_of(name)}
         kept |= {offsets for name, offsets in self.flat.items() if name in kept}

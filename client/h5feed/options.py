@@ -95,6 +95,14 @@ class EpochOptions(SplitOptions, total=False):
     array with a number ≥ 0 for each row of the dataset, which is sent to the server once."""
     epoch_rows: int | None
     """Rows per epoch with `balance` or `weights`; default: the number of rows in the split."""
+    crop: str | int | Sequence[int] | None
+    """Train on parts of rows of these lengths, such as ``(64, 64)`` pixels of images or ``(64, 64, 64)`` of volumes.
+    Channels are not cropped. ``batch["__crop__"]`` has the start of each part."""
+    crop_fields: Sequence[str] | str | None
+    """Fields to crop, all with the same part of a row; default: all that have at least so many axes."""
+    crop_at: Literal["random", "center", "grid"] | None
+    """``random``, the default: elsewhere for each sample and in each epoch. ``center``: in the middle. ``grid``: each
+    row becomes as many samples as it takes to cover it."""
     limit: int | None
     join: str | Sequence[str] | None
     """Other datasets whose rows are parts of the same samples, as for `Dataset.join`. Their fields are

@@ -82,6 +82,8 @@ class Plan:
     """Rows of a field in one sample, at most."""
     not_by_id: str = ""
     """Why the fields of samples are not rows that can be fetched by their ids; empty if they are."""
+    not_here: str = ""
+    """Why rows cannot be read and decoded here; empty if they can."""
     part_rows: int = 0
     """Rows of a batch to request at once; 0: all."""
     chunk_rows: int = 1
@@ -101,8 +103,10 @@ class Plan:
 
     @cached_property
     def is_drawn(self) -> bool:
-        """Whether the order differs between epochs."""
-        return "true" in (self.params.get("shuffle"), self.params.get("balance")) or "weights" in self.params
+        """Whether the samples of epochs differ, or their order."""
+        is_cropped = "crop" in self.params and self.params.get("crop_at", "random") == "random"
+        is_shuffled = "true" in (self.params.get("shuffle"), self.params.get("balance"))
+        return is_shuffled or is_cropped or "weights" in self.params
 
     @property
     def block_bytes(self) -> int:

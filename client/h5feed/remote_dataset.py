@@ -21,6 +21,7 @@ from .batch import Batch
 from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
+from .crops import Crops, RowShape, crop_of, crop_text, crops_of
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
@@ -77,7 +78,8 @@ _OF_OTHER = "/"
 """Between the names of a joined dataset and of its field: no name of either contains it."""
 
 _NOT_BY_ID = "samples are made of several rows"
-"""See `Plan.not_by_id`."""
+_CROPPED = "rows are cropped by the server"
+"""See `Plan.not_by_id` and `Plan.not_here`."""
 
 _SETTLE_POLL_SECONDS = 0.5
 """Interval at which the server is asked whether it has hashed the files."""
@@ -565,6 +567,7 @@ class RemoteDataset(Samples):
             if answer["replaces"] and params.get("shard", "0") == "0":
                 tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
         frame, is_dense = self._frame(asked), options.get("sparse") == "dense"
+        is_cropped = asked.get("crop") is not None
         limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
         part_rows = answer.get("part_rows", batch_size)
         if part_rows < batch_size:
@@ -579,7 +582,7 @@ class RemoteDataset(Samples):
             + (self._dense_bytes(frame) * batch_size if is_dense else 0)
             + batch_size
             * sum(
-                math.prod(self.fields[name].shape) * np.dtype(packing.dtype).itemsize
+                math.prod(frame.tensors[name][1]) * np.dtype(packing.dtype).itemsize
                 for name, packing in self._unpacking(options).items()
             ),
             params=params,
@@ -601,7 +604,8 @@ class RemoteDataset(Samples):
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
-            not_by_id=_NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
+            not_by_id=_CROPPED if is_cropped else _NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
+            not_here=_CROPPED if is_cropped else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -783,8 +787,9 @@ class RemoteDataset(Samples):
             return asked, {}
         as_stored = names_of(asked.get("encoded"))
         images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
-        windows = self._offsets(asked)
-        fields = [name for name in self._chosen(asked) if name in images and name not in {*as_stored, *windows}]
+        crops = self.crops(asked)
+        by_server = {*as_stored, *self._offsets(asked), *(() if crops is None else crops.fields)}
+        fields = [name for name in self._chosen(asked) if name in images and name not in by_server]
         specs = specs_for({name: images[name] for name in fields})
         for name, spec in specs.items():
             if (spec.shape, "uint8") != (self.fields[name].shape, self.fields[name].dtype):
@@ -822,10 +827,13 @@ class RemoteDataset(Samples):
         """
         if not options.get("decode_cf"):
             return {}
-        chosen, found = set(self._chosen(options)), {}
-        for field in self.info["fields"]:
-            name, packed = field["name"], field.get("cf")
-            if name not in chosen or not packed:
+        cf = {field["name"]: field.get("cf") for field in self.info["fields"]}
+        for _, info in self._joins:
+            cf |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("cf") for own in info["fields"]}
+        stored, found = renamed(options), {}
+        for name in self._chosen(options):
+            packed = cf.get(stored.get(name, name))
+            if not packed:
                 continue
             if len(packed) > 1:
                 raise BadParameter(
@@ -843,8 +851,8 @@ class RemoteDataset(Samples):
         return sum(columns * DTYPES[self.fields[name].dtype].itemsize for name, columns in frame.sparse.items())
 
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
-        """The requested fields that the server decodes from image files."""
-        if self._offsets(asked):
+        """The requested fields that the server decodes from image files, and the client may decode instead."""
+        if self._offsets(asked) or asked.get("crop") is not None:
             return {}
         as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
         return {
@@ -870,11 +878,11 @@ class RemoteDataset(Samples):
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """The expected tensors of a response. Unknown fields are left to the server to reject."""
-        known = dict(self.fields)
-        for name, field in renamed(asked).items():
-            if field in known:
-                known.setdefault(name, replace(known[field], name=name))
+        known = self._known(asked)
         fields = [known[name] for name in self._chosen(asked) if name in known]
+        crops = self.crops(asked)
+        if crops is not None:
+            fields = [replace(field, shape=crops.shape(field.name, field.shape)) for field in fields]
         return Frame.of(
             self.rows,
             fields,
@@ -882,12 +890,41 @@ class RemoteDataset(Samples):
             weighted=tail_of(asked) == "pad",
             offsets=self._offsets(asked),
             masked=asked.get("ends") == "pad",
+            cropped_axes=0 if crops is None else len(crops.lengths),
             packed=asked.get("pack") is not None,
         )
+
+    def _known(self, asked: Mapping[str, Any]) -> dict[str, Field]:
+        """All fields that batches may have, by the names that they have there."""
+        known = dict(self.fields)
+        for name, field in renamed(asked).items():
+            if field in known:
+                known.setdefault(name, replace(known[field], name=name))
+        return known
 
     def _offsets(self, asked: Mapping[str, Any]) -> dict[str, Offsets]:
         """Offsets of the requested fields whose rows are not the samples' own, by name."""
         return offsets_by_name(asked, self._chosen(asked))
+
+    def crops(self, asked: Mapping[str, Any]) -> Crops | None:
+        """Which fields of an order are cropped, and how; None if nothing is.
+
+        Raises
+        ------
+        FieldNotFound, BadParameter
+        """
+        if asked.get("crop") is None:
+            return None
+        as_stored, known, stored = names_of(asked.get("encoded")), self._known(asked), renamed(asked)
+        axes = {field["name"]: field.get("spatial_axes", 0) for field in self.info["fields"]}
+        for _, info in self._joins:
+            axes |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("spatial_axes", 0) for own in info["fields"]}
+        rows = {
+            name: RowShape(known[name].shape, 0 if name in as_stored else axes[stored.get(name, name)])
+            for name in self._chosen(asked)
+            if name in known
+        }
+        return crops_of(asked, rows)
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
@@ -895,9 +932,11 @@ class RemoteDataset(Samples):
         grid = BatchGrid(plan["rows"], batch_size, asked.get("shard") or 0, asked.get("shards") or 1, plan["last"])
         last_rows = grid.size(grid.batches - 1) if grid.batches else 0
         draws = any(asked.get(option) for option in ("balance", "weights", "epoch_rows"))
+        crops = self.crops(asked)
+        most = self.rows * (1 if crops is None else crops.samples_of_row)
         if (
             (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, tail_of(asked))
-            or (plan["rows"] > self.rows and not draws and not frame.packed)
+            or (plan["rows"] > most and not draws and not frame.packed)
             or not plan["limits"]["body_bytes"]
         ):
             raise BadAnswer(
@@ -931,6 +970,8 @@ class RemoteDataset(Samples):
         }
         if options.get("offsets") is not None:
             params["offsets"] = offsets_text(offsets_of(options["offsets"]))
+        if options.get("crop") is not None:
+            params["crop"] = crop_text(crop_of(options["crop"]))
         if where := conditions(options.get("where")):
             params["where"] = where
         if known is OrderOptions and (self._joins or self._how):

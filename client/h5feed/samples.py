@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .batch import Batch
 from .buffers import BufferPool
 from .cache import RowCache
+from .crops import Crops
 from .fetching.readahead import DEFAULT_READAHEAD, ReadAhead
 from .frames import Field
 from .net.balancing import ReplicaStats
@@ -73,6 +74,10 @@ class Samples(ABC):
         ------
         BadParameter
         """
+
+    def crops(self, asked: Mapping[str, Any]) -> Crops | None:
+        """Which fields of an order are cropped, and how; None if nothing is."""
+        return None
 
     @abstractmethod
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:

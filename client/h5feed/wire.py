@@ -39,6 +39,9 @@ WORTHWHILE = 1.2
 WEIGHT = "__weight__"
 """Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a padding row."""
 
+CROP = "__crop__"
+"""Name of the tensor with the starts of crops, see `h5feed.crops`."""
+
 OFFSETS = ".offsets"
 """Suffix of the tensor (int64, rows + 1) with the start of each row in the flat tensor of the same name."""
 

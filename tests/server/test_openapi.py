@@ -128,6 +128,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "sampling_rate": {"sequence_length": 2},
     "ends": {"sequence_length": 2},
     "episode": {"sequence_length": 2},
+    "crop_fields": {"crop": "1"},
     "shard": {"shards": 2},
     "split_seed": {"test": 0.1, "split": "train"},
     "split_shuffle": {"test": 0.1, "split": "train"},
@@ -167,7 +168,7 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
             # Which keys there are, and whether they are unique, is known when they are read.
             of_keys = ("key", "value", "how")
             if "examples" not in each["schema"] or each["in"] == "header" or each["name"] in of_keys:
-                others = ("prefer", "cache-control", "encoded", "pad", "bucket_by", "pack_by", *of_keys)
+                others = ("prefer", "cache-control", "encoded", "crop", "pad", "bucket_by", "pack_by", *of_keys)
                 assert each["name"] in filled | place or each["name"] in others, each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
+
+from h5feed.crops import MAX_AXES, crop_text, cropped_fields
+from h5feed.errors import BadParameter
 
 from ..catalog.dataset import Dataset, Field
 from ..filters.grammar import Condition, Value
@@ -74,6 +79,8 @@ def _values(dataset: Dataset) -> dict[str, Any]:
         "stratify": _named(label) or "none",
         "group": _named(label or _first(scalars)),
         "offsets": _window(_first([*dataset.chosen(None)])),
+        "crop": _crop(dataset.chosen(None)),
+        "crop_fields": _named(_first([field for field in dataset.chosen(None) if field.row_shape.axes]), listed=True),
         "where": _condition(_first([label] if label in scalars else scalars)),
         "file": dataset.files[0],
         "join": quote(dataset.name, safe=""),
@@ -93,6 +100,18 @@ def _is_weight(field: Field) -> bool:
 
 def _condition(field: Field | None) -> str | None:
     return None if field is None else str(Condition(field.name, ">=", (Value("0"),)))
+
+
+def _crop(fields: Sequence[Field]) -> str | None:
+    """Half of each axis of the first field that can be cropped together with the others."""
+    rows = {field.name: field.row_shape for field in fields}
+    for shape, axes in rows.values():
+        lengths = tuple(max(1, extent // 2) for extent in shape[: min(axes, MAX_AXES)])
+        with contextlib.suppress(BadParameter):
+            if lengths:
+                cropped_fields(lengths, None, rows)
+                return crop_text(lengths)
+    return None
 
 
 def _window(field: Field | None) -> str | None:

@@ -33,6 +33,7 @@ GROUPS = {
     "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
     "Windows of rows": ("sequence_length", "sequence_stride", "sampling_rate", "offsets", "ends", "episode"),
+    "Parts of rows": ("crop", "crop_fields", "crop_at"),
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Rows of different lengths": (

@@ -118,6 +118,7 @@ class Packed(_Answer):
 class FieldDescription(FieldSummary):
     role_reason: str | None = Field(description="How the role was determined.")
     channels: str | None = Field(description="Channel order of images: `rgb`, `bgr`, `grey` …")
+    spatial_axes: int = Field(description="How many axes of a row can be cropped: all but those of channels.")
     ragged: bool = Field(description="Rows have different lengths.")
     sparse: Sparse | None = Field(description="Of a sparse matrix; null if rows are not sparse.")
     cf: list[Packed] | None = Field(

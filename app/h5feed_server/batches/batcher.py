@@ -21,7 +21,8 @@ from h5feed.errors import BadParameter, TooLarge
 from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
-from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
+from h5feed.stored.crop_reader import can_be_sliced, is_cut, pieces_of_box
+from h5feed.wire import CROP, OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
@@ -40,6 +41,7 @@ from ..splits.splitter import Splitter, balanced_by
 from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.store import ObjectStore
 from ..storage.reader import Reader
+from .crops import Crops, with_crops
 from .cutting import Cut, Spans
 from .joins import Joined
 from .order import Order
@@ -114,6 +116,8 @@ class BatchPlan:
     """Fields whose longer rows are cut."""
     joined: Joined | None = None
     """The datasets that are joined; None if none are."""
+    crops: Crops | None = None
+    """Which parts of rows are sent; None: whole rows."""
     key: object = dataclass_field(default_factory=object)
     """Identifies this plan in the cache of orders. Comparing the whole spec for every batch would be slower."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
@@ -202,7 +206,8 @@ class BatchPlan:
         rows, real = together[0, part], are_real[0, part]
         weight = real.astype("<f4") if self.padded else None
         if self.order.packed is None:
-            return _Wanted(index, rows, weight)
+            starts = self._starts(index, 1)
+            return _Wanted(index, rows, weight, starts=None if starts is None else starts[0, part])
         packed = self.order.unpacked(rows)
         if weight is not None:
             weight = np.repeat(weight, np.diff(packed.offsets))
@@ -227,7 +232,7 @@ class BatchPlan:
 
     def _fetch(self, start: int, stop: int, urgent: bool) -> Looked:
         """See `upcoming.Fetch`."""
-        rows, _ = self.all_rows(start, stop)
+        rows, _, starts = self.all_rows(start, stop)
         spans: Spans | None = None
         if self.order.packed is not None:
             packed = self.order.unpacked(rows)
@@ -239,7 +244,11 @@ class BatchPlan:
                 known := self.reader.list_offsets(field.column, row_ids)
             ) is not None:
                 own = cut.spans(np.diff(known))
-            for source, offsets, sizes in self.reader.late_ranges(field.column, row_ids, own):
+            if field.crop is None or starts is None:
+                found = self.reader.late_ranges(field.column, row_ids, own)
+            else:
+                found = self.reader.late_crop_ranges(field.column, field.boxes(rows, starts))
+            for source, offsets, sizes in found:
                 assert isinstance(source, ObjectFile)
                 nbytes += int(sizes.sum())
                 begun = source.store.ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent)
@@ -269,7 +278,10 @@ class BatchPlan:
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
         asked = self.count_rows(start, stop)
-        kept = [(field, self.reader.whole(field.column, asked * field.rows_per_sample)) for field in self.fields]
+        kept = [
+            (field, self.reader.whole(field.column, asked * field.rows_per_sample) if field.crop is None else None)
+            for field in self.fields
+        ]
         begin = 0
         for first, rows, real in self._runs(start, stop):
             body, count = self.body(first), len(rows)
@@ -278,10 +290,18 @@ class BatchPlan:
             tensors[ROWS][...] = rows
             if self.padded:
                 tensors[WEIGHT][...] = real
+            starts = self._starts(first, count)
+            if starts is not None:
+                tensors[CROP][...] = starts
             for field, array in kept:
                 outs, own = tensors[field.name], field.rows(rows)
                 if field.has_mask:
                     field.put_mask(rows, tensors[field.name + MASK])
+                if field.crop is not None:
+                    assert starts is not None
+                    for samples, begins, out in zip(rows, starts, outs, strict=True):
+                        field.read(self.reader, samples, out, begins)
+                    continue
                 if array is not None:
                     _take(array, own, outs)
                     continue
@@ -289,16 +309,25 @@ class BatchPlan:
                     field.read_rows(self.reader, wanted, out)
             begin = end
 
-    def all_rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Row ids of batches start … stop-1, (n,) int64, and which of them are no padding, (n,) bool.
+    def all_rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_], Int64s | None]:
+        """Row ids of batches start … stop-1, (n,) int64, which of them are no padding, (n,) bool, and where their parts
+        begin, (n, cropped axes) int64; None without crops.
 
         Raises
         ------
         BatchOutOfRange
         """
         self.grid.check_range(start, stop)
-        _, rows, real = zip(*self._runs(start, stop), strict=True)
-        return np.concatenate([part.reshape(-1) for part in rows]), np.concatenate([part.reshape(-1) for part in real])
+        firsts, rows, real = zip(*self._runs(start, stop), strict=True)
+        starts = None
+        if self.crops is not None:
+            found = [self._starts(first, len(part)) for first, part in zip(firsts, rows, strict=True)]
+            starts = np.concatenate([part.reshape(-1, part.shape[-1]) for part in found if part is not None])
+        return (
+            np.concatenate([part.reshape(-1) for part in rows]),
+            np.concatenate([part.reshape(-1) for part in real]),
+            starts,
+        )
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, Int64s, npt.NDArray[np.bool_]]]:
         """Divide batches start … stop-1 into runs with equal bodies, whose rows come from one call of the order.
@@ -332,7 +361,8 @@ class BatchPlan:
 
     def _read_ahead(self, start: int) -> None:
         """Start decoding the chunks of the batch that will probably be requested next."""
-        in_chunks = [field for field in self.fields if field.field.block_rows > 1]
+        # Of cropped rows, only some chunks are needed.
+        in_chunks = [field for field in self.fields if field.field.block_rows > 1 and field.crop is None]
         upcoming = self.pace.after(start) if in_chunks else None
         if upcoming is not None and upcoming < self.grid.batches:
             rows, _ = self._rows(upcoming, 1)
@@ -340,12 +370,27 @@ class BatchPlan:
                 self.reader.read_ahead(field.column, field.flat_rows(rows[0]))
 
     def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Rows of `count` batches of equal size, all from one call of the order.
+        """Row ids, (count, size) int64, of what `_samples` returns."""
+        samples, real = self._samples(index, count)
+        several = self.order.samples_of_row
+        return samples if several == 1 else samples // several, real
+
+    def _starts(self, index: int, count: int) -> Int64s | None:
+        """Where the parts of the rows of `count` batches begin, (count, size, axes) int64; None without crops."""
+        if self.crops is None:
+            return None
+        samples, _ = self._samples(index, count)
+        positions, _ = self.grid.positions(index, index + count)
+        starts = self.crops.starts(samples.reshape(-1), positions, self.order.crop_key)
+        return starts.reshape(*samples.shape, -1)
+
+    def _samples(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Samples of `count` batches of equal size, all from one call of the order.
 
         Returns
         -------
-        rows : (count, size) int64
-            Row ids.
+        samples : (count, size) int64
+            See `Order.rows`.
         real : (count, size) bool
             False for padding.
         """
@@ -389,19 +434,25 @@ class BatchPlan:
         return self.joined is None or self.joined.is_pinned
 
     def _body(self, rows: int) -> Body:
-        extra = []
+        extra = [] if self.order.packed is not None else self.extra(rows)
         items = _expected(self.reader, self.fields, rows)
         for name, cut in self.cuts.items():
             if name in items:
                 items[name] = min(items[name], rows * cut.most)
         if self.order.packed is not None:
             packed = self.order.packed()
-            extra.append(Tensor(ROWS + OFFSETS, np.dtype("<i8"), (rows + 1,)))
             items = dict.fromkeys(items, -(-rows * packed.items // max(1, packed.count)))
-            rows = -(-rows * len(packed.rows) // max(1, packed.count))
-        if self.padded:
-            extra.append(Tensor(WEIGHT, np.dtype("<f4"), (rows,)))
+            together = -(-rows * len(packed.rows) // max(1, packed.count))
+            extra = [Tensor(ROWS + OFFSETS, np.dtype("<i8"), (rows + 1,)), *self.extra(together)]
+            rows = together
         return body_of(self.dataset, self.fields, rows, self.about, extra, items)
+
+    def extra(self, rows: int) -> list[Tensor]:
+        """The tensors of weights and of starts of crops, of a body of so many rows."""
+        weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
+        if self.crops is None:
+            return weight
+        return [*weight, Tensor(CROP, np.dtype("<i8"), (rows, len(self.crops.lengths)))]
 
 
 class Batcher:
@@ -476,6 +527,7 @@ class Batcher:
             fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
         else:
             fields = joined.fields(spec.fields, spec.encoded)
+        fields, crops = with_crops(spec, fields)
 
         def split_rows() -> RowSet | None:
             return joined.select(spec, self.splitter.samples(dataset, spec))
@@ -512,6 +564,10 @@ class Batcher:
                 f"window={spec.window}: a list of {rows} rows takes {4 * rows} bytes, more than "
                 f"H5FEED_ORDER_CACHE_BYTES = {self._settings.order_cache_bytes}"
             )
+        several = 1 if crops is None else crops.samples_of_row
+        if rows * several >= 1 << 62:
+            raise BadParameter(f"crop={spec.crop} makes {rows * several} samples of {rows} rows: use larger crops")
+        rows *= several
         bucketed: Callable[[], Bucketed] | None = None
         packed: Callable[[], Packed] | None = None
         if spec.bucket is not None:
@@ -523,9 +579,9 @@ class Batcher:
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
         # Packed rows are numbered from 0.
         order_of = split_rows if packed is None else lambda: None
-        order = Order(spec, order_of, grid, dataset.block_rows, resampled, bucketed, packed)
+        order = Order(spec, order_of, grid, dataset.block_rows, resampled, bucketed, packed, several)
         limit = self._settings.max_body_bytes
-        about["joined"] = joined if joined.others else None
+        about |= {"joined": joined if joined.others else None, "crops": crops}
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
         )
@@ -588,7 +644,7 @@ class Batcher:
         self._check_bytes(len(rows), body_of(dataset, fields, len(rows), about, [], expected))
         self._check_pieces(len(rows), fields)
         limit = self._settings.max_body_bytes
-        return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
+        return _gathered(self.reader, dataset, fields, [_Wanted(0, rows)], about, limit, lease)
 
     def check_count(self, rows: int) -> None:
         """Refuse more rows than one response may have.
@@ -614,7 +670,13 @@ class Batcher:
         for field in fields:
             rows = samples * field.rows_per_sample
             self.check_count(rows)
-            for array in (segment.array for segment in field.column.segments):
+            if field.crop is not None and self._check_crop_pieces(rows, field):
+                continue
+            for segment in field.column.segments:
+                array = segment.array
+                if segment.transposed and can_be_sliced(segment):
+                    self._check_box_pieces(rows, field.name, pieces_of_box(segment.as_row, segment.row_lengths))
+                    continue
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(
                         f"{rows} rows of {field.name!r} lie in {rows * array.cells} parts of chunks, more than the "
@@ -637,6 +699,23 @@ class Batcher:
                         f"the chunks of {field.name!r} have {chunk} bytes, more than the limit of {limit} "
                         "(H5FEED_MAX_BODY_BYTES)"
                     )
+
+    def _check_crop_pieces(self, rows: int, field: SampledField) -> bool:
+        """Check what parts of so many rows of a field cost; returns False if whole rows are read for them."""
+        assert field.crop is not None
+        if field.column.images is not None or not all(map(is_cut, field.column.segments)):
+            return False
+        each = max(pieces_of_box(segment.array, field.crop) for segment in field.column.segments)
+        self._check_box_pieces(rows, field.name, each)
+        return True
+
+    def _check_box_pieces(self, rows: int, name: str, each: int) -> None:
+        """Check that so many rows, which lie in at most `each` pieces, are not too many."""
+        if rows * each > MAX_PIECES:
+            raise TooLarge(
+                f"{rows} rows of {name!r} lie in {rows * each} parts of chunks or ranges, more than the limit "
+                f"of {MAX_PIECES} per response: request at most {max(1, MAX_PIECES // each)} at once"
+            )
 
 
 def _too_many_bytes(rows: int, nbytes: int, limit: int) -> TooLarge:
@@ -664,12 +743,20 @@ def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
 
 class _Wanted(NamedTuple):
     """A batch to read: its index, its row ids, (n,) int64, and the weights of its rows, (n,) float32. If it has packed
-    rows, also these."""
+    rows, also these; if rows are cropped, where their parts begin, (n, cropped axes) int64."""
 
     number: int
     rows: Int64s
-    weight: npt.NDArray[np.float32] | None
+    weight: npt.NDArray[np.float32] | None = None
     packed: PackedRows | None = None
+    starts: Int64s | None = None
+
+    @property
+    def extra(self) -> list[Tensor]:
+        """The tensors beside row ids and fields."""
+        offsets = None if self.packed is None else self.packed.offsets
+        named = ((WEIGHT, self.weight), (ROWS + OFFSETS, offsets), (CROP, self.starts))
+        return [Tensor(name, array.dtype, array.shape) for name, array in named if array is not None]
 
 
 def _gathered(
@@ -695,11 +782,7 @@ def _gathered(
     lists = [lists_of(reader, fields, one.rows, cuts, one.packed) for one in wanted]
     bodies = []
     for one, own_lists in zip(wanted, lists, strict=True):
-        extra = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        if one.packed is not None:
-            extra.append(Tensor(ROWS + OFFSETS, np.dtype("<i8"), one.packed.offsets.shape))
-        lengths = lengths_of(own_lists)
-        bodies.append(body_of(dataset, fields, len(one.rows), about, extra, lengths))
+        bodies.append(body_of(dataset, fields, len(one.rows), about, one.extra, lengths_of(own_lists)))
         if bodies[-1].nbytes > max_bytes:
             raise _too_many_bytes(len(one.rows), bodies[-1].nbytes, max_bytes)
     buffer = lease(sum(body.nbytes for body in bodies))
@@ -712,7 +795,9 @@ def _gathered(
             tensors[WEIGHT][...] = one.weight
         if one.packed is not None:
             tensors[ROWS + OFFSETS][...] = one.packed.offsets
-        read_fields(reader, fields, one.rows, own_lists, tensors)
+        if one.starts is not None:
+            tensors[CROP][...] = one.starts
+        read_fields(reader, fields, one.rows, own_lists, tensors, one.starts)
     return buffer
 
 
@@ -777,15 +862,21 @@ def lengths_of(lists: Lists) -> dict[str, int]:
 
 
 def read_fields(
-    reader: Reader, fields: Sequence[SampledField], rows: Int64s, lists: Lists, tensors: Mapping[str, npt.NDArray[Any]]
+    reader: Reader,
+    fields: Sequence[SampledField],
+    rows: Int64s,
+    lists: Lists,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    starts: Int64s | None = None,
 ) -> None:
-    """Read rows of fields into the tensors of a body. `lists` is from `lists_of`, for the same fields and rows."""
+    """Read rows of fields into the tensors of a body. `lists` is from `lists_of`, for the same fields and rows.
+    `starts` is where the parts of the rows begin, if some fields are cropped."""
     for field in fields:
         out = tensors[field.name]
         if field.has_mask:
             field.put_mask(rows, tensors[field.name + MASK])
         if not field.is_ragged:
-            field.read(reader, rows, out)
+            field.read(reader, rows, out, starts)
             continue
         items, offsets, skipped = lists[field.name]
         tensors[field.offsets_name][...] = offsets
@@ -847,5 +938,5 @@ def body_of(
             tensors.append(Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)))
     if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
         masks = [field.name + MASK for field in fields if field.has_mask]
-        raise BadParameter(f"a field may not be named {', '.join([ROWS, WEIGHT, *masks])} or __metadata__")
+        raise BadParameter(f"a field may not be named {', '.join([ROWS, WEIGHT, CROP, *masks])} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

@@ -50,6 +50,9 @@ class Order:
     packed : callable or None
         Returns the packed rows. The order is then one of them: `rows` gives their numbers, and `unpacked` what they
         hold.
+    samples_of_row : int
+        Each row is so many samples, which have their own places in the order. Not with `resampled`, `bucketed` and
+        `packed`.
     """
 
     spec: OrderSpec
@@ -64,12 +67,19 @@ class Order:
 
     packed: Callable[[], Packed] | None = None
 
+    samples_of_row: int = 1
+
     @cached_property
     def _key(self) -> bytes:
         return order_key(self.spec.seed, self.spec.epoch, self.spec.split)
 
     def _named_key(self, name: str) -> bytes:
         return order_key(self.spec.seed, self.spec.epoch, f"{self.spec.split}\0{name}")
+
+    @cached_property
+    def crop_key(self) -> bytes:
+        """The key of the places of crops in their rows."""
+        return self._named_key("crop")
 
     @cached_property
     def batches_at_once(self) -> int:
@@ -84,7 +94,7 @@ class Order:
     def rows(
         self, start: int, stop: int, sequence: npt.NDArray[Any] | None = None
     ) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Row ids of batches start … stop-1, back to back, and which of them are real (not padding).
+        """Samples of batches start … stop-1, back to back, and which of them are real (not padding).
 
         Parameters
         ----------
@@ -93,8 +103,8 @@ class Order:
 
         Returns
         -------
-        rows : (k,) int64
-            Row ids.
+        samples : (k,) int64
+            Row ids. If each row is several samples: their numbers, ``row * samples_of_row + number of the sample``.
         real : (k,) bool
             False for padding.
 
@@ -123,6 +133,9 @@ class Order:
             return self.resampled().draw(positions, self.grid.rows, key)
         window = self.spec.window
         if window is not None:
+            if self.samples_of_row > 1:
+                # No longer than the order: the product may be too large for positions.
+                window = max(1, min(window * self.samples_of_row, self.grid.rows))
             sequence = self.sequence() if sequence is None else sequence
             for number in np.unique(positions // window).tolist():
                 inside = np.flatnonzero(positions // window == number)
@@ -130,18 +143,25 @@ class Order:
                 size = min(window, self.grid.rows - first)
                 key = self._named_key(f"window {number}")
                 positions[inside] = first + permute(positions[inside] - first, size, key)
-            return sequence[positions].astype(np.int64)
+            return self._samples_of(sequence, positions)
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
-        return positions if split_rows is None else split_rows[positions].astype(np.int64)
+        return positions if split_rows is None else self._samples_of(split_rows, positions)
+
+    def _samples_of(self, rows: RowSet | npt.NDArray[Any], positions: Int64s) -> Int64s:
+        """The samples at positions of an order in which the samples of each row follow each other."""
+        several = self.samples_of_row
+        if several == 1:
+            return rows[positions].astype(np.int64)
+        return rows[positions // several].astype(np.int64) * several + positions % several
 
     def sequence(self) -> npt.NDArray[Any]:
         """All rows in the shuffled order of their blocks, (n,) int32 or int64; windows are consecutive parts of it.
 
         It is computed in pieces: for millions of rows, temporary arrays would otherwise be many times as large.
         """
-        count, block = self.grid.rows, self.block
+        count, block = self.grid.rows // self.samples_of_row, self.block
         if not count:
             return np.zeros(0, np.int32)
         found = self.split_rows()

@@ -26,7 +26,7 @@ from h5feed.stored.pieces import (
     chunk_bytes,
     dump_pieces,
 )
-from h5feed.wire import ROWS, WEIGHT, WORTHWHILE, Body, Tensor
+from h5feed.wire import CROP, ROWS, WEIGHT, WORTHWHILE, Body, Tensor
 
 from ..catalog.dataset import Dataset
 from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_fields
@@ -118,7 +118,7 @@ class PiecesPlan:
         """
         plan = self.plan
         plan.fetch_ahead(start, stop)
-        rows, real = plan.all_rows(start, stop)
+        rows, real, starts = plan.all_rows(start, stop)
         pieces, sent = self._describe(rows)
         stored = sum(int(one.sizes.sum()) for one in sent)
         lists = lists_of(plan.reader, self._whole(pieces), rows, plan.cuts)
@@ -147,9 +147,11 @@ class PiecesPlan:
             placed[WEIGHT][...] = real
         for field in self._masked(pieces):
             field.put_mask(rows, placed[field.name + MASK])
+        if starts is not None:
+            placed[CROP][...] = starts
         for name, table in tables.items():
             placed[name][...] = table
-        read_fields(plan.reader, self._whole(pieces), rows, lists, placed)
+        read_fields(plan.reader, self._whole(pieces), rows, lists, placed, starts)
         if stored:
             _read_stored(sent, placed[BYTES])
         return buffer
@@ -169,7 +171,7 @@ class PiecesPlan:
         whole = self._whole(pieces)
         if any(field.name.startswith(PREFIX) for field in whole):
             raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
-        extra = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if plan.padded else []
+        extra = plan.extra(rows)
         extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
         extra += [Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)) for field in self._masked(pieces)]
         if nbytes:
@@ -223,6 +225,8 @@ class PiecesPlan:
         ------
         _Undescribed
         """
+        if field.crop is not None:
+            raise _Undescribed("rows are cropped, which the server does")
         column = field.column
         if len(rows) * field.rows_per_sample > _MOST_PLACES:
             raise _Undescribed(f"more than {_MOST_PLACES:,} rows at once")
@@ -272,7 +276,7 @@ class PiecesPlan:
 
 
 def _is_raw(field: SampledField) -> bool:
-    return field.row_map is None and is_raw(field.column)
+    return field.row_map is None and field.crop is None and is_raw(field.column)
 
 
 def _check_described(segment: Segment) -> None:

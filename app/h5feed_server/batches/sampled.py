@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter
 from h5feed.stored.column import Column
+from h5feed.stored.crop_reader import Boxes
 
 from ..catalog.dataset import Field
 from ..storage.reader import Reader
@@ -56,10 +57,13 @@ class SampledField:
         It may be of another dataset than the plan.
     row_map : RowMap, optional
         Default: a sample is the row of the same number.
+    crop : tuple of int, optional
+        Lengths of the part of each row that is sent, along its first axes. Default: all of it.
     """
 
     field: Field
     row_map: RowMap | None = None
+    crop: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.field.is_sparse:
@@ -87,7 +91,7 @@ class SampledField:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample on the wire."""
-        return (*self.extra, *self.field.sample_shape)
+        return (*self.extra, *(self.crop or ()), *self.field.sample_shape[len(self.crop or ()) :])
 
     @property
     def rows_per_sample(self) -> int:
@@ -122,8 +126,19 @@ class SampledField:
         """Row ids of the field, (k * rows_per_sample,), which may repeat, for sample ids, (k,)."""
         return samples if self.row_map is None else self.row_map.rows(samples).reshape(-1)
 
-    def read(self, reader: Reader, samples: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read the rows of samples, (k,), into `out`, (k, *sample_shape). Not if `is_ragged`."""
+    def read(self, reader: Reader, samples: Int64s, out: npt.NDArray[Any], starts: Int64s | None = None) -> None:
+        """Read the rows of samples, (k,), into `out`, (k, *sample_shape). Not if `is_ragged`.
+
+        Parameters
+        ----------
+        starts : (k, cropped axes) int64, optional
+            Where the parts of the rows begin; only needed with `crop`.
+        """
+        if self.crop is not None:
+            assert starts is not None
+            boxes = self.boxes(samples, starts)
+            reader.read_crops(self.column, boxes, out.reshape(len(boxes), *boxes.shape(self.field.sample_shape)))
+            return
         rows = self.rows(samples)
         kept = reader.whole(self.column, rows.size)
         if kept is not None:
@@ -145,6 +160,11 @@ class SampledField:
         read = np.empty((len(distinct), *self.field.sample_shape), self.dtype)
         reader.read_from_source(self.column, distinct, read)
         np.take(read, places, axis=0, out=flat, mode="clip")
+
+    def boxes(self, samples: Int64s, starts: Int64s) -> Boxes:
+        """Which parts of which rows samples, (k,), have; only with `crop`. See `read`."""
+        assert self.crop is not None
+        return Boxes(self.flat_rows(samples), np.repeat(starts, self.rows_per_sample, axis=0), self.crop)
 
     def put_mask(self, samples: Int64s, out: Bools) -> None:
         """Write which rows of samples, (*any), are real, into `out`, (*any, *extra); only if `has_mask`."""

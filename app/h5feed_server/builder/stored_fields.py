@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
+from h5feed.stored.crop_reader import MAX_WHOLE_BYTES
 from h5feed.stored.packing import PACKING
 
 from ..catalog.dataset import Field
@@ -66,7 +67,7 @@ class Numbers:
     def read(self, rows: Int64s) -> npt.NDArray[Any]:
         column = self.field.column
         values = np.empty((len(rows), *column.sample_shape), column.dtype)
-        if any(segment.transposed for segment in column.segments):
+        if any(segment.transposed for segment in column.segments) and column.stored_nbytes <= MAX_WHOLE_BYTES:
             # Each of its rows is everywhere in the file: they are read all at once, and kept.
             if self._all is None:
                 self._all = self._reader.read_all(column)
@@ -77,7 +78,7 @@ class Numbers:
 
 
 class Scattered:
-    """Rows along the last axis of arrays too large to be served that way; a build transposes them."""
+    """Rows along another axis than the first of arrays too large to be served that way; a build transposes them."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -106,7 +107,8 @@ class Scattered:
                     for place, row in zip(where.tolist(), local.tolist(), strict=True):
                         begin = row - row % step
                         if self._held != (id(segment), begin):
-                            self._block = np.moveaxis(array[..., begin : begin + step], -1, 0)
+                            before = (slice(None),) * segment.axis
+                            self._block = np.moveaxis(array[(*before, slice(begin, begin + step))], segment.axis, 0)
                             self._held = id(segment), begin
                         values[place] = self._block[row - begin]
                 except OSError as error:

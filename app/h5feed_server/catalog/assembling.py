@@ -92,7 +92,8 @@ class Assembler:
         together = family.kind != "alone"
         hints = Hints()
         if family.declared is not None:
-            hints = Hints(family.declared.stack, family.declared.classes, family.declared.episodes)
+            said = family.declared
+            hints = Hints(said.stack, said.classes, said.episodes, said.rows_along)
         elif family.kind in ("numbers", "words"):
             try:
                 verdict = _verdict(family, loaded)
@@ -185,7 +186,7 @@ class Assembler:
 
     def _names_of(self, family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> Names:
         # Names of files are served too, if they are names of rows or classes, so they are part of the revision.
-        called = family.rows if hints.stack or hints.classes else ()
+        called = family.rows if hints.stack or hints.classes or hints.rows_along is not None else ()
         if any(tags.split for tags in family.tags):
             called = (*called, *(tags.split or "" for tags in family.tags))
         contents = tuple(content for one in loaded for content in one.contents)

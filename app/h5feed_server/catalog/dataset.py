@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.crops import RowShape, spatial_axes
 from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.stored.codecs import unsupported
@@ -66,6 +67,15 @@ class Field:
     @property
     def row_bytes(self) -> int:
         return self.column.row_bytes
+
+    @property
+    def row_shape(self) -> RowShape:
+        """Shape of a row, and how many of its axes can be cropped."""
+        if self.is_ragged:
+            return RowShape((), 0)
+        is_complex = self.images is None and np.dtype(self.array.dtype).kind == "c"
+        axes = spatial_axes(self.sample_shape, has_channels=self.channels is not None, is_complex=is_complex)
+        return RowShape(self.sample_shape, axes)
 
     @property
     def is_text(self) -> bool:
@@ -123,8 +133,9 @@ class Field:
             in_chunk = array.chunk_shape[0] if array.chunk_shape and array.filters else 0
             return max(1, in_chunk * self.column.rows // max(1, values))
         # A chunk of a list field holds items, not a fixed number of rows.
-        in_chunks = array.chunk_shape and array.filters and self.column.segments[0].offsets is None
-        return array.chunk_shape[0] if in_chunks and array.chunk_shape else 1
+        segment = self.column.segments[0]
+        in_chunks = array.chunk_shape and array.filters and segment.offsets is None
+        return array.chunk_shape[segment.axis] if in_chunks and array.chunk_shape else 1
 
     @cached_property
     def read_amplification(self) -> float:
@@ -136,6 +147,12 @@ class Field:
             # Of unfiltered chunks, only the items are read.
             chunk_bytes = array.chunk_shape[0] * array.row_bytes if array.filters else 0
             return max(1.0, chunk_bytes * self.column.rows / max(1, self.column.stored_nbytes))
+        axis = self.column.segments[0].axis
+        if axis:
+            # As a single row, of which each row is a part of length 1 along the axis.
+            shape = self.column.segments[0].row_lengths
+            cells = math.prod(-(-extent // width) for extent, width in zip(shape, array.chunk_shape, strict=True))
+            return cells * math.prod(array.chunk_shape) / math.prod(shape)
         height, *widths = array.chunk_shape
         samples = array.cells * math.prod(widths) / math.prod(array.sample_shape)
         return samples * (height if array.filters else 1) * array.row_bytes / self.array.row_bytes
@@ -369,7 +386,7 @@ def describe_fields(
                 item.name,
                 role.role,
                 role.reason,
-                _COLOURS[item.column.images.colour] if item.column.images else guess_channels(item.array),
+                _COLOURS[item.column.images.colour] if item.column.images else _channels(item.column.segments[0]),
                 item.column,
                 problem,
                 note,
@@ -399,13 +416,21 @@ def _said_role(array: ArrayLayout) -> str:
     return str(said[0] if isinstance(said, list) and len(said) == 1 else said)
 
 
+def _channels(segment: Segment) -> str | None:
+    """`guess_channels` of an array whose rows may be along any axis."""
+    array = segment.array
+    if segment.transposed:
+        array = replace(array, shape=(segment.rows, *segment.wire[1]))
+    return guess_channels(array)
+
+
 def _problem(field: TableField) -> str | None:
     """Why a field cannot be served; None if it can."""
     problem = field.unreadable or (None if field.array.by_h5py else unsupported(field.array.filters))
     named = {_names_of(segment) for segment in field.column.segments}
     if problem is None and len(named) > 1:
         problem = "the same number stands for different classes in some of its pieces"
-    if problem is None and len({guess_channels(segment.array) for segment in field.column.segments}) > 1:
+    if problem is None and len({*map(_channels, field.column.segments)}) > 1:
         problem = "the channels of its pieces are in different orders"
     if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
         problem = "it has more than one string per row"

@@ -5,6 +5,7 @@ files = ["raw/pets_*.h5"]                  # paths or patterns below the data fo
 fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
+rows_along = 0                             # axis of the rows, such as 2 for the slices of volumes (x, y, slices)
 stack = false                              # true: each file is one row; false: rows are along its first axis
 classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
 episodes = true                            # false: groups with the same members are not joined
@@ -39,11 +40,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from h5feed.errors import BadParameter, Unreadable
 from h5feed.suggestions import did_you_mean
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..store_address import SCHEMES, StoreAddress
 from ..suffixes import ALL_SUFFIXES
@@ -88,6 +89,7 @@ class DeclaredDataset(BaseModel):
     fields: dict[str, str] | None = None
     roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
     class_names: list[str] | None = None
+    rows_along: int | None = Field(None, ge=0, le=31)
     stack: bool | None = None
     classes: bool | None = None
     episodes: bool | None = None
@@ -96,6 +98,14 @@ class DeclaredDataset(BaseModel):
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
     growing: bool = False
     card: Card = Card()
+
+    @model_validator(mode="after")
+    def _has_rows_in_one_way(self) -> Self:
+        if self.rows_along and self.growing:
+            raise ValueError("growing = true is about rows along the first axis: leave out rows_along")
+        if self.rows_along is not None and self.stack:
+            raise ValueError("stack = true makes each file one row, but rows_along makes rows of each file: use one")
+        return self
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:
         """Return the ranges of rows of each declared split, for a dataset of `rows` rows.

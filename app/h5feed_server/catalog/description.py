@@ -118,6 +118,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "role_reason": field.role_reason,
                 "channels": field.channels,
                 "shape": list(field.sample_shape),
+                "spatial_axes": field.row_shape.axes,
                 "dtype": field.type_name,
                 "ragged": field.is_ragged and not field.is_sparse,
                 "sparse": _describe_sparse(field),

@@ -7,6 +7,7 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
+from .crops_spec import CropsSpec
 from .joins_spec import JoinsSpec
 from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
@@ -14,7 +15,7 @@ from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(FilteredSpec, JoinsSpec, RaggedSpec):
+class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec, RaggedSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -88,6 +89,14 @@ class OrderSpec(FilteredSpec, JoinsSpec, RaggedSpec):
             raise ValueError("balance and weights are two ways to draw rows: use one of them")
         if self.draws and self.window is not None:
             raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
+        if self.draws and self.crop_at == "grid":
+            raise ValueError(
+                "crop_at=grid visits each part of each row once, but balance and weights draw rows: use crop_at=random"
+            )
+        if self.crop is not None and (self.pack is not None or (self.bucket is not None and self.crop_at == "grid")):
+            raise ValueError(
+                "crop cannot be used with pack, nor crop_at=grid with bucket: these are about rows of different lengths"
+            )
         if self.pack is not None and (self.draws or self.window is not None):
             raise ValueError(
                 "pack cannot be used with balance, weights or window: which rows share a packed row depends on the "

@@ -19,6 +19,7 @@ from h5feed.stored.array_reader import ArrayReader, check_below
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
 from h5feed.stored.chunk_rows import ChunkRows
 from h5feed.stored.column import Column, Segment
+from h5feed.stored.crop_reader import Boxes, read_whole_rows
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import FileSource
@@ -165,6 +166,16 @@ class Reader:
                 continue
             yield segment.source, *self._arrays.ranges(segment, local, wanted)
 
+    def late_crop_ranges(self, column: Column, boxes: Boxes) -> Iterator[tuple[Source, Int64s, Int64s]]:
+        """Same as `late_ranges`, for a read of parts of rows."""
+        if not column.answers_late or self._is_read_whole(column):
+            return
+        if column.images is not None:
+            yield from self.late_ranges(column, np.unique(boxes.rows))
+            return
+        for source, ranges in self._arrays.crop_ranges(column, boxes):
+            yield source, *ranges
+
     def whole(self, column: Column, asked: int) -> npt.NDArray[Any] | None:
         """All rows of a small column, cached; None if it is too large to cache, or may not be cached now.
 
@@ -269,6 +280,33 @@ class Reader:
             self._read_images(column, rows, out)
             return
         self._arrays.read(column, rows, out)
+
+    def read_crops(self, column: Column, boxes: Boxes, out: npt.NDArray[Any]) -> None:
+        """Read parts of rows, in the given order, which may contain duplicates.
+
+        Images in files, members of records and what only h5py can read are read as whole rows.
+
+        Parameters
+        ----------
+        column : Column
+            Not of lists.
+        boxes : Boxes
+        out : (k, *part of a sample) of the column's dtype, C-contiguous
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        if out.size == 0:
+            return
+        kept = self.whole(column, len(boxes))
+        if kept is not None:
+            for place, (row, part) in enumerate(zip(boxes.rows.tolist(), boxes.slices(), strict=True)):
+                out[place] = kept[row][part]
+        elif column.images is not None:
+            read_whole_rows(boxes, out, column.sample_shape, partial(self.read_from_source, column))
+        else:
+            self._arrays.read_crops(column, boxes, out)
 
     def typical_items(self, column: Column) -> int:
         """Mean number of items of a ragged row, from a sample."""

@@ -216,7 +216,9 @@ class PieceFetcher:
         self._places_refused = self._worth_it = False
         self._failures = 0
         self.reason: str | None = None
-        if plan.is_packed:
+        if plan.not_here:
+            self.reason = plan.not_here
+        elif plan.is_packed:
             self.reason = "packed rows are sent as they are"
         elif plan.pieces is False:
             self.reason = "decode='server'"

@@ -80,5 +80,6 @@ def preparation_of(
         sparse=order.get("sparse", "dense"),
         masks=masks_of(order, dataset.fields),
         renamed=renamed(order),
+        cropping=order,
         **preparing,
     )

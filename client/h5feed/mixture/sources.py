@@ -21,6 +21,8 @@ _FIELD_OPTIONS = ("encoded", "stratify", "group", "weights", "episode", "offsets
 _OF_ONE_DATASET = ("bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong")
 """Options that put several rows of one dataset together, by their lengths."""
 
+_CROPS = ("crop", "crop_fields", "crop_at")
+
 DENSE = "mixtures have dense arrays, sparse='dense'"
 
 
@@ -178,7 +180,10 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
 
 
 def check_not_put_together(options: Mapping[str, Any]) -> None:
-    """Raise `BadParameter` for options of `_OF_ONE_DATASET`."""
+    """Raise `BadParameter` for options that mixtures do not have."""
+    for option in _CROPS:
+        if options.get(option) is not None:
+            raise BadParameter(f"{option}=: mixtures have whole rows: crop them with transform=")
     for option in _OF_ONE_DATASET:
         if options.get(option) is not None:
             raise BadParameter(

@@ -83,6 +83,8 @@ class Preparation:
         `sample_weight`.
     renamed : mapping of str to str, optional
         Fields that batches have under another name, too, by that name.
+    cropping : mapping, optional
+        The options ``crop``, ``crop_fields`` and ``crop_at`` of the batches, among others.
 
     Attributes
     ----------
@@ -132,6 +134,7 @@ class Preparation:
         sparse: Literal["dense", "csr"] = "dense",
         masks: Mapping[str, str] | None = None,
         renamed: Mapping[str, str] | None = None,
+        cropping: Mapping[str, Any] | None = None,
     ) -> None:
         if class_mode is not None and class_mode not in CLASS_MODES:
             raise BadParameter(f"class_mode={class_mode!r} must be one of {', '.join(map(repr, CLASS_MODES))} or None")
@@ -176,10 +179,18 @@ class Preparation:
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
         expected = y is None and not no_targets and not self._y.names
         self.no_targets = no_label(dataset, self._x.names) if expected else None
+        crops = dataset.crops({**(cropping or {}), "fields": self.fields})
+        shapes = {name: dataset.fields[renamed.get(name, name)].shape for name in stored}
+        if crops is not None:
+            shapes = {name: crops.shape(name, shape) for name, shape in shapes.items()}
         self._scales = {
             name: scale
-            for name in stored
-            if (scale := scale_of(dataset, name, split, rescale, mean, std, split_options or {}, renamed.get(name)))
+            for name, shape in shapes.items()
+            if (
+                scale := scale_of(
+                    dataset, name, shape, split, rescale, mean, std, split_options or {}, renamed.get(name)
+                )
+            )
             is not None
         }
         self._pool = BufferPool(POOL_BYTES)
@@ -222,7 +233,8 @@ class Preparation:
     def _check_sparse(self, dataset: Samples) -> None:
         """Raise `BadParameter` if sparse rows would have to be dense."""
         for name in self.fields:
-            if dataset.fields[name].index_dtype is None:
+            if name not in dataset.fields or dataset.fields[name].index_dtype is None:
+                # A field under a second name has no sparse rows: samples of several rows cannot.
                 continue
             if name not in self.inputs or name in self.targets or self._scales or self.transforms:
                 raise BadParameter(

@@ -37,6 +37,7 @@ class Scale:
 def scale_of(
     dataset: Samples,
     name: str,
+    shape: tuple[int, ...],
     split: str,
     rescale: float | Mapping[str, float] | None,
     mean: Statistic | Mapping[str, Statistic] | None,
@@ -48,6 +49,8 @@ def scale_of(
 
     Parameters
     ----------
+    shape : tuple of int
+        Of a sample, or of each row of one.
     source : str, optional
         The field, if batches have it under another name.
 
@@ -65,7 +68,6 @@ def scale_of(
     factor = _number("rescale", given.pop("rescale"), 1.0)
     source = name if source is None else source
     statistics = _statistics(dataset, source, split, split_options) if any(map(_is_server, given.values())) else {}
-    shape = dataset.fields[source].shape
     shift, spread = (
         _counted(statistics, option, name, shape) * factor if _is_server(value) else _number(option, value, default)
         for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)

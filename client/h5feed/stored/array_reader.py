@@ -5,7 +5,7 @@ The server reads files with it. A client that receives stored bytes reads those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,6 +18,7 @@ from ..errors import DatasetCorrupt
 from .chunk_reader import ChunkReader, fill_row
 from .chunk_rows import ChunkRows
 from .column import Column, Segment
+from .crop_reader import Boxes, CropReader, is_cut, read_whole_rows, slices_of
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .padding import cut_padding
@@ -54,6 +55,7 @@ class ArrayReader:
     def __init__(self, decoders: Decoders, chunk_rows: ChunkRows, read_by_h5py: ReadByH5py = _never_by_h5py) -> None:
         self._chunk_rows = chunk_rows
         self._chunks = ChunkReader(decoders, chunk_rows)
+        self._crops = CropReader(decoders, chunk_rows)
         self._read_by_h5py = read_by_h5py
 
     def read(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
@@ -79,6 +81,57 @@ class ArrayReader:
                 self._read_stored(segment.source, segment.array, local, places, target)
             else:
                 self._read_by_pieces(segment, local, places, out)
+
+    def read_crops(self, column: Column, boxes: Boxes, out: npt.NDArray[Any]) -> None:
+        """Read parts of rows. Not of images, and not of lists.
+
+        Parameters
+        ----------
+        column : Column
+        boxes : Boxes
+        out : (k, *part of a sample) of the column's dtype, C-contiguous
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        if out.size == 0:
+            return
+        for segment, places, own in _divided_boxes(column, boxes):
+            if not is_cut(segment):
+                part = out if places is None else np.empty((len(own), *out.shape[1:]), out.dtype)
+                read_whole_rows(
+                    own, part, column.sample_shape, partial(self.read, replace(column, segments=(segment,)))
+                )
+            else:
+                part = self._read_crops(segment, own, out if places is None else None)
+            if places is not None:
+                out[places] = part
+
+    def _read_crops(self, segment: Segment, boxes: Boxes, out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """Parts of rows of a segment, in `out` if given."""
+        dtype, shape = np.dtype(segment.array.dtype), boxes.shape(segment.array.sample_shape)
+        if out is not None and segment.as_stored:
+            self._crops.read(segment, boxes, out.reshape(-1).view(np.uint8).reshape(len(boxes), *shape, dtype.itemsize))
+            return out
+        raw = np.empty((len(boxes), *shape), dtype)
+        self._crops.read(segment, boxes, raw.reshape(-1).view(np.uint8).reshape(len(boxes), *shape, dtype.itemsize))
+        served = _as_served(segment, raw, boxes.shape(segment.wire[1]))
+        if out is None:
+            return served
+        out[...] = served
+        return out
+
+    def crop_ranges(self, column: Column, boxes: Boxes) -> Iterator[tuple[Source, Ranges]]:
+        """The ranges of stored bytes that `read_crops` needs, by source, as far as sources answer late."""
+        for segment, _, own in _divided_boxes(column, boxes):
+            if not segment.source.answers_late:
+                continue
+            whole = not is_cut(segment)
+            yield (
+                segment.source,
+                (self.ranges(segment, np.unique(own.rows)) if whole else self._crops.ranges(segment, own)),
+            )
 
     def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
         """Where the items of each row will begin, (k + 1,) int64; None if that is known only after reading."""
@@ -216,6 +269,8 @@ class ArrayReader:
         array = segment.array.records if segment.array.record else segment.array
         is_needed = partial(self._chunk_rows.missing, segment.source, array)
         if segment.transposed:
+            if (slices := slices_of(segment, rows)) is not None:
+                return self._crops.ranges(replace(segment, array=segment.as_row, axis=0), slices)
             rows = np.arange(array.rows, dtype=np.int64)
         return ranges_of_rows(array, rows, is_needed)
 
@@ -255,6 +310,12 @@ class ArrayReader:
 
     def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
         """Rows that are not served as they are stored: members of records, big-endian numbers, columns of a matrix."""
+        if segment.transposed and (slices := slices_of(segment, rows)) is not None:
+            # raw: (k, *sample shape)
+            raw_rows = np.empty((len(rows), *_without(segment.array.shape, segment.axis)), segment.array.dtype)
+            as_bytes = raw_rows.reshape(-1).view(np.uint8).reshape(len(rows), *slices.lengths, raw_rows.itemsize)
+            self._crops.read(replace(segment, array=segment.as_row, axis=0), slices, as_bytes)
+            return _as_served(segment, raw_rows, segment.wire[1])
         source, array = segment.source, segment.array
         stored = array.records if array.record else array
         wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
@@ -267,13 +328,8 @@ class ArrayReader:
         values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
         values = cut_padding(values, array.padding)
         if segment.transposed:
-            values = np.moveaxis(values, -1, 0)[rows]
-        dtype, sample_shape = segment.wire
-        if array.packing is not None and segment.served_as is not None:
-            return array.packing.unpack(values)
-        if values.dtype.kind == "c":
-            return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
-        return values.reshape(len(rows), *sample_shape)
+            values = np.moveaxis(values, segment.axis, 0)[rows]
+        return _as_served(segment, values, segment.wire[1])
 
     def _read_stored(
         self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
@@ -300,6 +356,28 @@ class ArrayReader:
         else:
             offsets, sizes, begins = _ranges_of_rows(array.offset, array.row_bytes, rows, places, len(target))
             source.read_rows(offsets, sizes, target.reshape(-1), begins)
+
+
+def _as_served(segment: Segment, values: npt.NDArray[Any], sample_shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Values of the stored type as they are served, except for the byte order, which assignments change."""
+    packing = segment.array.packing
+    if packing is not None and segment.served_as is not None:
+        return packing.unpack(values)
+    if values.dtype.kind == "c":
+        little = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"))
+        return little.view(segment.wire[0]).reshape(len(values), *sample_shape)
+    return values.reshape(len(values), *sample_shape)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _divided_boxes(column: Column, boxes: Boxes) -> Iterator[tuple[Segment, Int64s | None, Boxes]]:
+    """What `Column.divide` yields, for parts of rows."""
+    for segment, places, local in column.divide(boxes.rows):
+        starts = boxes.starts if places is None else boxes.starts[places]
+        yield segment, places, Boxes(local, starts, boxes.lengths)
 
 
 def _ranges_of_rows(

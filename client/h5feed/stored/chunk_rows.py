@@ -168,6 +168,52 @@ class ChunkRows:
             kept = own
         return kept.get(key, partial(self._decoded, source, array, number), _held)
 
+    @contextlib.contextmanager
+    def chunk(self, source: Source, array: ArrayLayout, entry: int) -> Iterator[Bytes]:
+        """One chunk, (chunk bytes,) uint8, by its index into the chunk table: from the cache if possible. Do not write
+        to it; without room for it in the cache, it is valid in the ``with`` block only.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, SourceUnavailable, Overloaded, ReadTimeout, TooLarge
+        """
+        assert array.chunks is not None and array.chunk_shape is not None
+        table, itemsize = array.chunks, np.dtype(array.dtype).itemsize
+        nbytes = math.prod(array.chunk_shape) * itemsize
+        place = (int(table.offsets[entry]), int(table.sizes[entry]), int(table.masks[entry]))
+
+        def decoded_into(out: Bytes) -> Bytes:
+            with source.reading() as fd:
+                self._decoders.chunk(source, fd, array, place, itemsize, out)
+            return out
+
+        if not self._keeps_chunk(array):
+            with self._decoders.room_for(nbytes):
+                yield decoded_into(self._decoders.scratch("decoded", nbytes))
+            return
+
+        def compute() -> Bytes:
+            is_recycled = nbytes >= _RECYCLED
+            return decoded_into(self._buffers.lease_or_new(nbytes) if is_recycled else np.empty(nbytes, np.uint8))
+
+        key, kept = self._chunk_key(source, array, entry), self._kept
+        if (own := OWN_CHUNKS.get()) is not None and key not in kept:
+            kept = own
+        yield kept.get(key, compute, _held)
+
+    def has_chunk(self, source: Source, array: ArrayLayout, entry: int) -> bool:
+        """Whether a chunk is in the cache."""
+        return self._keeps_chunk(array) and self._chunk_key(source, array, entry) in self._kept
+
+    def _keeps_chunk(self, array: ArrayLayout) -> bool:
+        assert array.chunk_shape is not None
+        nbytes = math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize
+        return bool(array.filters) and nbytes * _KEPT <= self._kept.max_bytes
+
+    def _chunk_key(self, source: Source, array: ArrayLayout, entry: int) -> tuple[Hashable, ...]:
+        assert array.chunks is not None
+        return (*source.key, "chunk", int(array.chunks.offsets[entry]), array.chunk_shape, array.dtype)
+
     def missing(self, source: Source, array: ArrayLayout, numbers: Int64s) -> Int64s:
         """Those of these chunk rows, (n,) int64, that will be decoded; those that are cached are decoded once."""
         if not self.keeps(array):

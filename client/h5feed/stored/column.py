@@ -60,8 +60,8 @@ class Segment:
 
     Attributes
     ----------
-    transposed : bool
-        Rows are along the last axis of the array, as in matrices that MATLAB writes.
+    axis : int
+        Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes.
     offsets : (rows + 1,) int64 or None
         Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None
@@ -77,12 +77,28 @@ class Segment:
 
     source: Source
     array: ArrayLayout
-    transposed: bool = False
+    axis: int = 0
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
     served_as: str | None = None
     indices: Segment | None = field(default=None, compare=False, repr=False)
     below: int | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether rows are not along the first axis."""
+        return self.axis != 0
+
+    @cached_property
+    def as_row(self) -> ArrayLayout:
+        """The whole array as a single row. Its own rows are then parts of that row."""
+        chunk_shape = None if self.array.chunk_shape is None else (1, *self.array.chunk_shape)
+        return replace(self.array, shape=(1, *self.array.shape), chunk_shape=chunk_shape)
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Lengths of a row as a part of `as_row`."""
+        return (*self.array.shape[: self.axis], 1, *self.array.shape[self.axis + 1 :])
 
     @property
     def file(self) -> FileSource:
@@ -94,7 +110,7 @@ class Segment:
     def rows(self) -> int:
         if self.offsets is not None:
             return len(self.offsets) - 1
-        return self.array.shape[-1] if self.transposed else self.array.rows
+        return self.array.shape[self.axis] if self.array.shape else 0
 
     @property
     def has_lists(self) -> bool:
@@ -109,7 +125,10 @@ class Segment:
             dtype = np.dtype(self.served_as)
         if self.indices is not None and self.indices.below is not None:
             return dtype, (self.indices.below,)
-        shape = self.array.shape[:-1] if self.transposed else sample_shape
+        shape = sample_shape
+        if self.transposed:
+            parts = sample_shape[len(self.array.shape) - 1 :]
+            shape = (*self.array.shape[: self.axis], *self.array.shape[self.axis + 1 :], *parts)
         # Drop axes of length 1 if each row is a single string.
         return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
 
@@ -221,7 +240,7 @@ class Column:
     def key(self) -> Hashable:
         """Identifies the content, for caches."""
         parts = tuple(
-            (one.source.key, one.array.path, one.array.shape, one.transposed, one.served_as) for one in self.segments
+            (one.source.key, one.array.path, one.array.shape, one.axis, one.served_as) for one in self.segments
         )
         if len(parts) > _MANY:
             # Tuples do not cache their hash, and hashing a long one for each lookup is slow.

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.stored.column import Column, Segment
-from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.crop_reader import MAX_WHOLE_BYTES, can_be_sliced, read_for_box
+from h5feed.stored.layout import MAX_CELLS, ArrayLayout
 from h5feed.stored.local_file import FileSource
 
 from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
 
-_MAX_TRANSPOSED_BYTES = 64 << 20
-"""Maximum bytes of a transposed array, which is always read as a whole."""
+_MOST_WASTED = 64
+"""Rows along another axis than the first are served if at most so many times their bytes are read for each of them, or
+if their array is small enough to be read as a whole."""
 
 _MAX_INLINE_BYTES = 1 << 20
 """Fields that tell where rows come from are stored in memory up to this size. Larger ones are segments that consist of
@@ -75,9 +78,23 @@ def problem_of(segments: Sequence[Segment]) -> str | None:
     if len(kinds) > 1:
         shown = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds)[:3])
         return f"its pieces differ: {shown}. Write all of them with one type and row shape"
-    if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
-        return "its rows are along its last axis, so every row is scattered over the whole file"
+    if scattered := next(filter(_is_scattered, segments), None):
+        axes = len(scattered.array.shape)
+        which = "its last axis" if scattered.axis == axes - 1 else f"axis {scattered.axis} of {axes}"
+        return f"its rows are along {which}, so every row is scattered over the whole file"
     return None
+
+
+def _is_scattered(segment: Segment) -> bool:
+    """Whether reading a row takes much longer than it should, because its elements are far apart."""
+    if not segment.transposed or segment.array.nbytes <= MAX_WHOLE_BYTES:
+        return False
+    if not can_be_sliced(segment):
+        return True
+    if segment.as_row.cells > MAX_CELLS:
+        return True
+    row_bytes = np.dtype(segment.array.dtype).itemsize * math.prod(segment.row_lengths)
+    return read_for_box(segment.as_row, segment.row_lengths) > _MOST_WASTED * row_bytes
 
 
 def _of_one_length(segments: list[Segment]) -> list[Segment]:
@@ -135,7 +152,9 @@ def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int
         role = Role("other", "the name of the group that the row is in")
         add(_EPISODE, ["/".join(piece.episode) for piece in pieces], role)
     if any(piece.file for piece in pieces):
-        add(_FILE, [piece.file for piece in pieces], Role("other", "the name of the file that the row is"))
+        is_row = bool((rows == 1).all())
+        role = Role("other", f"the name of the file that the row {'is' if is_row else 'is in'}")
+        add(_FILE, [piece.file for piece in pieces], role)
 
 
 def _repeated(

@@ -29,7 +29,10 @@ def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:
     turned = {path for path, array in written.items() if array.shape[-1] == shared != array.shape[0]}
     if last and not first:
         turned |= {path for path, array in written.items() if array.shape[-1] == shared}
-    return {path: replace(segments[path], transposed=path in turned) for path in written}
+    return {
+        path: replace(segments[path], axis=len(array.shape) - 1 if path in turned else 0)
+        for path, array in written.items()
+    }
 
 
 def _shared(written: Mapping[Path, ArrayLayout]) -> int | None:

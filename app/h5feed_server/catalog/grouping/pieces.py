@@ -35,11 +35,14 @@ class Hints:
         Whether arrays, groups or files are classes, and their names the labels.
     episodes : bool or None
         Whether groups with the same members are joined.
+    rows_along : int or None
+        The axis of arrays that is that of rows; of arrays with fewer axes, it is the first.
     """
 
     stack: bool | None = None
     classes: bool | None = None
     episodes: bool | None = None
+    rows_along: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Piece:
     episode: Path = ()
     """Names of the groups that lead to the episode, ending with its own."""
     file: str = ""
-    """Name of the file, if it is one row."""
+    """Name of the file, if that is served: it is one row, or its rows are the slices of a volume."""
 
     @cached_property
     def order(self) -> tuple[Any, ...]:

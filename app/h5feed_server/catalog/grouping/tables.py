@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout
@@ -54,6 +55,8 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
     arrays = _Arrays()
     for file in files:
         arrays.add(file, hints, several=len(files) > 1)
+    if hints.rows_along and not arrays.has_turned:
+        raise ValueError(f"rows_along = {hints.rows_along}: no array has an axis of this number (the first one is 0)")
     leaves = collapse(arrays.root, hints)
     for leaf in [leaf for leaf in leaves if not leaf.segment.array.shape]:
         arrays.unreadable.setdefault(leaf.rest, (leaf.segment, leaf.segment.array.unreadable or "it has no rows"))
@@ -99,6 +102,8 @@ class _Arrays:
         self.text: dict[Path, tuple[str, ...] | None] = {}
         self.masks: dict[str, tuple[str, ...]] = {}
         self.notes: list[str] = []
+        self.has_turned = False
+        """Whether rows of some array are along the declared axis, which is not the first."""
 
     def add(self, file: InspectedFile, hints: Hints, *, several: bool) -> None:
         """Add the arrays of a file. `several`: there are other files too."""
@@ -123,12 +128,17 @@ class _Arrays:
                 usable[path] = segment
             else:
                 self.unreadable.setdefault(path, (segment, problem))
-        turned = {} if hints.stack else matlab.turned(usable)
+        if hints.rows_along is not None:
+            turned = {}
+            usable = {path: _along(segment, hints.rows_along) for path, segment in usable.items()}
+            self.has_turned |= any(segment.transposed for segment in usable.values())
+        else:
+            turned = {} if hints.stack else matlab.turned(usable)
         for path, segment in (usable | turned).items():
             tags = file.tags
             leaf = Leaf(path, segment, tags.shard, tags.split or "", half=tags.half)
             leaf.note = matlab.NOTE if path in turned else None
-            leaf.file = file.name if hints.stack else ""
+            leaf.file = file.name if hints.stack or hints.rows_along is not None else ""
             leaf.kind = file.name if hints.classes and several else ""
             self.root.add(leaf)
 
@@ -141,6 +151,14 @@ class _Arrays:
         if self.masks.setdefault(path[-1], episodes) != episodes:
             self.notes.append(f"{'/'.join(path)!r} is ignored: the files have different ones")
             self.masks[path[-1]] = ()
+
+
+def _along(segment: Segment, axis: int) -> Segment:
+    """The array with rows along an axis, if it has it. Lists and members of records have rows along the first only."""
+    array = segment.array
+    if len(array.shape) <= axis or segment.has_lists or array.record is not None or array.member is not None:
+        return segment
+    return replace(segment, axis=axis)
 
 
 def _problem_of(path: Path, array: ArrayLayout) -> str | None:
