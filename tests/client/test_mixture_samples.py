@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +245,24 @@ def test_options_that_do_not_match(data: dict[str, h5feed.Dataset]) -> None:
         mixed(data).loader(x="images", y="labels", follow=True)
     with pytest.raises(BadParameter, match="samples are made of several rows"):
         mixed(data).batches(fields=["images"], sequence_length=2, cache="unused")
+
+
+def test_what_is_unpacked_under_other_names(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """A window under a second name, and a field of a joined dataset, are unpacked like the field itself."""
+    for name in ("here", "there"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            packed = file.create_dataset("temps", data=np.arange(40, dtype=np.int16).reshape(20, 2))
+            packed.attrs["scale_factor"], packed.attrs["add_offset"] = 0.5, 3.0
+            file["number"] = np.arange(20)
+    with h5feed.connect(serve(tmp_path).url) as feed:
+        offsets: Any = {"temps": 0, "later": ("temps", 2)}
+        batch = feed["here"].batch(0, batch_size=4, offsets=offsets, fields=["temps", "later"], decode_cf=True)
+        expected = np.arange(40).reshape(20, 2) * 0.5 + 3
+        np.testing.assert_array_equal(batch["temps"], expected[:4])
+        np.testing.assert_array_equal(batch["later"], expected[2:6])
+        joined = feed["here"].batches(batch_size=20, join="there", fields=["temps", "there/temps"], decode_cf=True)
+        (batch,) = joined
+        np.testing.assert_array_equal(batch["temps"], expected)
+        np.testing.assert_array_equal(batch["there/temps"], expected)
+        with pytest.raises(h5feed.BadParameter, match="crop them with transform"):
+            h5feed.mix([(feed["here"], 1), (feed["there"], 1)]).loader(x="temps", crop=1)
