@@ -23,9 +23,9 @@ import h5feed
 import numpy as np
 import numpy.typing as npt
 import simpy
+from h5feed.fetching.readahead import DEFAULT_READAHEAD
 from h5feed.net.concurrency import Link, Pace
 from h5feed.plan import BLOCK_BYTES
-from h5feed.remote_dataset import DEFAULT_READAHEAD
 
 from . import report
 from .data import BATCH, IMAGE, make_files

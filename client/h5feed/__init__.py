@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .frames import Field
     from .lineage import Source
     from .loops.loader import Loader
+    from .mixture import Mixture, mix
     from .reopening import reopen
     from .splits import Splits
     from .stats import Stats
@@ -63,11 +64,13 @@ _MODULES = {
     "Feed": "feed",
     "Field": "frames",
     "Loader": "loops.loader",
+    "Mixture": "mixture",
     "Source": "lineage",
     "Splits": "splits",
     "Stats": "stats",
     "class_balanced": "weights",
     "connect": "feed",
+    "mix": "mixture",
     "reopen": "reopening",
 }
 """Modules that are imported on first use. They need httpx, which is slow to import, and a server starts many processes
@@ -93,6 +96,7 @@ __all__ = [
     "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
+    "Mixture",
     "NotAcceptable",
     "NotFound",
     "Overloaded",
@@ -118,6 +122,7 @@ __all__ = [
     "__version__",
     "class_balanced",
     "connect",
+    "mix",
     "reopen",
 ]
 

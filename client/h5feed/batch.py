@@ -27,11 +27,14 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     Attributes
     ----------
     rows : (batch,) int64
-        Row ids in the dataset. With ``pack=``, those of all rows in the packed rows, one after the other.
+        Row ids in the dataset; of a mixture, in the dataset of their source. With ``pack=``, those of all rows in the
+        packed rows, one after the other.
     row_offsets : (batch + 1,) int64 or None
         With ``pack=``: where the rows of each packed row begin in `rows`.
     weight : (batch,) float32 or None
         With ``last="pad"``: 1 for a row, 0 for a padding row.
+    source : (batch,) int64 or None
+        Of a mixture: the number of the source that each row comes from, in the order of the sources.
     index, epoch : int
     revision : str
     columns : dict of str to int
@@ -39,7 +42,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         ``NAME.indices`` and ``NAME.indptr``: see `sparse` and `dense`.
     """
 
-    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "row_offsets", "rows", "weight")
+    __slots__ = ("_fields", "columns", "epoch", "index", "revision", "row_offsets", "rows", "source", "weight")
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         index: int,
         epoch: int,
         revision: str,
+        source: npt.NDArray[np.int64] | None = None,
         sparse: Mapping[str, int] | None = None,
     ) -> None:
         self._fields = fields
@@ -59,6 +63,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         self.index = index
         self.epoch = epoch
         self.revision = revision
+        self.source = source
         self.columns: Mapping[str, int] = {} if sparse is None else sparse
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -89,7 +94,15 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         dense = {name: self._sparse_rows(name).dense(pool) for name in self.columns}
         parts = {name + suffix for name in dense for suffix in (DATA, INDICES, INDPTR)}
         fields = {name: array for name, array in self._fields.items() if name not in parts} | dense
-        return Batch(fields, self.rows, self.weight, index=self.index, epoch=self.epoch, revision=self.revision)
+        return Batch(
+            fields,
+            self.rows,
+            self.weight,
+            index=self.index,
+            epoch=self.epoch,
+            revision=self.revision,
+            source=self.source,
+        )
 
     def _sparse_rows(self, name: str) -> SparseRows:
         if name not in self.columns:

@@ -60,3 +60,10 @@ def blocks_of_passes(plan: Plan, epoch: int, start: int) -> Iterator[Block]:
         later = epoch + number if plan.is_drawn else 0
         for block in blocks_of(later, plan.batches, plan.batch_bytes, plan.block_bytes, first):
             yield replace(block, lap=number)
+
+
+def blocks_from(plan: Plan, epoch: int, start: int, stop: int | None) -> Iterator[Block]:
+    """Blocks of pass `epoch` from batch `start` to `stop`, or endlessly into the following passes."""
+    if stop is None:
+        return blocks_of_passes(plan, epoch, start)
+    return blocks_of(epoch, stop, plan.batch_bytes, plan.block_bytes, start)

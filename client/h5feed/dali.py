@@ -18,7 +18,7 @@ from .loops.loop_options import check_dense, divided
 from .loops.stream import Stream
 from .options import EpochOptions, OrderOptions, ShardOptions
 from .plan import Plan
-from .remote_dataset import RemoteDataset
+from .samples import Samples
 from .suggestions import check_options
 from .wire import OFFSETS
 
@@ -58,7 +58,7 @@ class Source:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     fields : str or sequence of str
         One name: a call returns the batch of this field. Several: a tuple of batches, for ``num_outputs``.
@@ -79,7 +79,7 @@ class Source:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         fields: str | Sequence[str] = ("images", "labels"),
         *,

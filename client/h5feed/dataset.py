@@ -1,4 +1,4 @@
-"""The public dataset class, which creates the training loops."""
+"""The public dataset class."""
 
 from __future__ import annotations
 
@@ -10,27 +10,18 @@ from .errors import UnsupportedField
 from .extras import needing
 from .lineage import Source, source_of
 from .net import jobs
-from .options import (
-    FollowingOptions,
-    LoaderOptions,
-    OrderOptions,
-    SequenceOptions,
-    SplitOptions,
-    TorchOptions,
-    TorchRowsOptions,
-)
+from .options import OrderOptions, SplitOptions, TorchRowsOptions
 from .pictures import PNG, Picture
 from .remote_dataset import RemoteDataset, row_ids
 from .row_table import RowTable, row_table
 from .suggestions import check_options
+from .trainable import Trainable
 
 if TYPE_CHECKING:
-    from .keras import Sequence
-    from .loops.loader import Loader
-    from .torch import TorchBatches, TorchRows
+    from .torch import TorchRows
 
 
-class Dataset(RemoteDataset):
+class Dataset(RemoteDataset, Trainable):
     """A dataset on a server, at a fixed revision.
 
     Every request names the revision. If the data changes, requests fail with `RevisionChanged`; data of two revisions
@@ -125,37 +116,9 @@ class Dataset(RemoteDataset):
         dataset = self.joined_by(given)
         return source_of(dataset, split, given, timeout)
 
-    def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
-        """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""
-        how = "`pip install keras jax` and set KERAS_BACKEND=jax, or use tensorflow or torch"
-        with needing("a Sequence", "Keras 3 and a backend", how):
-            from .keras import Sequence
-
-        return Sequence(self, split, **options)
-
-    def loader(self, split: str = "all", **options: Unpack[FollowingOptions]) -> Loader:
-        """Batches of ``(x, y)`` for your own training loop; see `h5feed.loops.loader.Loader` for the options."""
-        from .loops.loader import Loader
-
-        return Loader(self, split, **options)
-
-    def torch(self, split: str = "all", **options: Unpack[TorchOptions]) -> TorchBatches:
-        """A `torch.utils.data.IterableDataset` of batches; see `h5feed.torch.TorchBatches` for the options."""
-        with needing("torch()", "PyTorch", "`pip install torch`"):
-            from .torch import TorchBatches
-
-        return TorchBatches(self, split, **options)
-
     def torch_map(self, split: str = "all", **options: Unpack[TorchRowsOptions]) -> TorchRows:
         """A `torch.utils.data.Dataset` of single rows; see `h5feed.torch.TorchRows` for the options."""
         with needing("torch_map()", "PyTorch", "`pip install torch`"):
             from .torch import TorchRows
 
         return TorchRows(self, split, **options)
-
-    def tf_data(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Any:
-        """A `tf.data.Dataset` of batches; see `h5feed.tf.tf_data` for the options."""
-        with needing("tf_data()", "TensorFlow", "`pip install tensorflow`"):
-            from .tf import tf_data
-
-        return tf_data(self, split, **options)

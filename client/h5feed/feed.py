@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .answers import CataloguePage
 from .dataset import Dataset
@@ -17,6 +17,9 @@ from .net.http import httpx
 from .net.servers import Hooks
 from .schema import checked
 from .tables import titled_table
+
+if TYPE_CHECKING:
+    from .mixture import Mixture
 
 _PAGE = 500
 """Catalogue entries per request."""
@@ -68,6 +71,24 @@ class Feed:
             It does not have that revision, and is not a growing dataset that had it.
         """
         return Dataset.opened(self._client, name, revision)
+
+    def mix(self, sources: Mapping[str, float] | Iterable[str], **options: Any) -> Mixture:
+        """Mix datasets of this server, given by name. ::
+
+            mixture = feed.mix({"photos": 0.7, "drawings": 0.3})
+
+        Parameters
+        ----------
+        sources : mapping of str to float, or list of str
+            Weights by name of the dataset; or only the names.
+        **options
+            See `h5feed.mix`, which also mixes datasets of several servers.
+        """
+        from .mixture import mix
+
+        if isinstance(sources, Mapping):
+            return mix({name: (self[name], weight) for name, weight in sources.items()}, **options)
+        return mix({name: self[name] for name in sources}, **options)
 
     @property
     def via(self) -> dict[str, str]:

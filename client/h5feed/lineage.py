@@ -19,7 +19,7 @@ RECORD_VERSION = 1
 
 _NO_RECORD = "not a record of h5feed: expected what Source.record() or Source.json() returned"
 
-_OF_THIS_RUN = frozenset(("epoch", "decode", "compress"))
+_OF_THIS_RUN = frozenset(("epoch", "decode", "compress", "sparse"))
 """Options that change neither the rows of a batch nor their order, and the epoch, which every pass has another of."""
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}

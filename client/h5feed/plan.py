@@ -13,6 +13,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .order import Last
 from .ragged import Layout
 from .stored.packing import Packing
 from .wire import Tensor
@@ -139,9 +140,10 @@ class Plan:
         return -(-self.batch_size // self.part_rows) if self.part_rows else 1
 
 
-def tail_of(asked: Mapping[str, Any]) -> str:
+def tail_of(asked: Mapping[str, Any]) -> Last:
     """The value of ``last``, or its default."""
-    return asked.get("last") or ("keep" if int(asked.get("shards") or 1) == 1 else "pad")
+    last: Last | None = asked.get("last")
+    return last or ("keep" if int(asked.get("shards") or 1) == 1 else "pad")
 
 
 def names_of(given: str | Sequence[str] | None) -> list[str]:

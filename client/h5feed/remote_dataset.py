@@ -7,11 +7,10 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Real
-from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 from urllib.parse import unquote
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from .answers import DatasetInfo, NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
-from .blocks import Block, Fetch, blocks_of, blocks_of_passes
+from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
 from .crops import Crops, RowShape, crop_of, crop_text, crops_of
@@ -32,7 +31,7 @@ from .fetching.laying_out import laid_out, laid_out_fetch
 from .fetching.parts import PART_BYTES
 from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
-from .fetching.readahead import ReadAhead
+from .fetching.readahead import ReadAhead, read_ahead
 from .fetching.server import (
     check_asked_for,
     fetch_by_key,
@@ -48,7 +47,7 @@ from .images import ImageSpec
 from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
-from .net.concurrency import Pace
+from .net.concurrency import Link
 from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
@@ -60,6 +59,7 @@ from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
 from .ragged import OPTIONS, Layout, layout_of
 from .revisions import is_provisional
+from .samples import Samples
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
@@ -68,12 +68,6 @@ from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .weights import GivenWeights
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
-
-DEFAULT_CONNECTIONS: int | None = None
-"""Maximum number of concurrent requests; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
-
-DEFAULT_READAHEAD = 64 << 20
-"""Maximum number of bytes fetched ahead of the training loop."""
 
 CODECS = ("zstd",)
 """Values of ``compress``."""
@@ -97,8 +91,10 @@ _BODY_HEAD_BYTES = 1 << 20
 D = TypeVar("D", bound="RemoteDataset")
 
 
-class RemoteDataset:
+class RemoteDataset(Samples):
     """The part of `h5feed.Dataset` that the training loops use; see there for its attributes."""
+
+    fields: dict[str, Field]
 
     def __init__(self, client: Client, info: dict[str, Any]) -> None:
         self._client = client
@@ -163,10 +159,6 @@ class RemoteDataset:
         """Number of rows."""
         return self.rows
 
-    def __bool__(self) -> bool:
-        # A dataset without rows is still true.
-        return True
-
     def join(self: D, *others: str, how: Literal["inner"] | None = None) -> D:
         """This dataset with the fields of others, so that a sample has rows of several datasets of the server.
 
@@ -197,8 +189,7 @@ class RemoteDataset:
             joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
         return self._with_joins(joins, how or self._how)
 
-    def joined_by(self: D, options: dict[str, Any]) -> D:
-        """`join` by the options ``join`` and ``how``, which are taken from `options`."""
+    def joined_by(self, options: dict[str, Any]) -> Self:
         others, how = options.pop("join", None), options.pop("how", None)
         if others is None and how is None:
             return self
@@ -341,15 +332,6 @@ class RemoteDataset:
             return {name: array[0] for name, array in self.dense_rows([row % self.rows]).items()}
         return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
 
-    def __iter__(self) -> NoReturn:
-        # Python would request one row at a time.
-        raise TypeError("a Dataset is not iterable: loop over ds.batches() or ds.loader(), or index rows with ds[0:3]")
-
-    def fields_of_role(self, role: str) -> list[str]:
-        """Names of the readable fields of a role with rows of equal shape."""
-        found = [field for field in self.fields.values() if field.role == role and field.readable]
-        return [field.name for field in found if not field.ragged]
-
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         if "join" in options or "how" in options:
@@ -378,43 +360,6 @@ class RemoteDataset:
         if layout is not None:
             batch = laid_out(batch, layout, self._client.pool)
         return batch.densified(self._client.pool) if options.get("sparse") == "dense" else batch
-
-    def batches(
-        self,
-        split: str = "all",
-        *,
-        batch_size: int = 32,
-        connections: int | None = DEFAULT_CONNECTIONS,
-        readahead: int = DEFAULT_READAHEAD,
-        cache: str | os.PathLike[str] | RowCache | None = None,
-        **options: Unpack[OrderOptions],
-    ) -> ReadAhead[Batch]:
-        """All batches of one epoch, in order, fetched ahead.
-
-        Parameters
-        ----------
-        connections : int, optional
-            Maximum number of concurrent requests. Default: as many as the link needs, measured while running.
-        readahead : int
-            Maximum number of bytes fetched ahead.
-        cache : path or RowCache, optional
-            A local folder that keeps fetched rows: see `cache`.
-
-        Returns
-        -------
-        iterator of Batch
-            With ``waited`` (seconds spent waiting for data) and ``close()``.
-        """
-        check_options(options, self.batches, OrderOptions.__annotations__)
-        if "join" in options or "how" in options:
-            given: dict[str, Any] = dict(options)
-            fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
-            return self.joined_by(given).batches(split, batch_size=batch_size, **fetching, **given)
-        plan = self.plan(split, batch_size=batch_size, **options)
-        epoch = options.get("epoch", 0)
-        return self.read_ahead(
-            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
-        )
 
     def take(
         self,
@@ -637,7 +582,7 @@ class RemoteDataset:
             + (self._dense_bytes(frame) * batch_size if is_dense else 0)
             + batch_size
             * sum(
-                math.prod(self.fields[name].shape) * np.dtype(packing.dtype).itemsize
+                math.prod(frame.tensors[name][1]) * np.dtype(packing.dtype).itemsize
                 for name, packing in self._unpacking(options).items()
             ),
             params=params,
@@ -670,38 +615,31 @@ class RemoteDataset:
             fill=packed["fill"] if (packed := answer.get("packed")) else None,
         )
 
-    def read_ahead(
-        self,
-        plan: Plan,
-        blocks: Iterator[Block],
-        connections: int | None,
-        readahead: int,
-        cache: str | os.PathLike[str] | RowCache | None = None,
-        waits: Callable[[], str | None] = lambda: None,
-        pool: BufferPool | None = None,
-    ) -> ReadAhead[Batch]:
-        """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given.
+    def fetch_of(
+        self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None = None, pool: BufferPool | None = None
+    ) -> tuple[Fetch[Batch], float]:
+        """The function that fetches blocks of a plan, and the maximum number of seconds that a block may take.
 
-        `waits` is that of `ReadAhead`. The memory of the batches is that of `pool`; default: that of the client.
+        Through a local cache, if one is given. The memory of the batches is that of `pool`; default: that of the
+        client.
         """
-        if connections is not None and not (isinstance(connections, Real) and connections >= 1):
-            raise BadParameter(f"connections={connections!r} must be 1 or more")
-        if not (isinstance(readahead, Real) and readahead >= 1):
-            raise BadParameter(f"readahead={readahead!r} must be a number of bytes, 1 or more")
         # Row ids, and rows of each server.
         placed = 0 if self._client.placement is None else 1 + len(self._client.replicas)
-        return ReadAhead(
-            self._fetch(plan, cache, pool),
-            blocks,
-            max_bytes=readahead,
-            pace=Pace(readahead, connections, self._client.link),
-            # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
-            # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
-            # Images that are not decoded here are requested twice.
-            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed) * self._client.deadline
-            + 10,
-            waits=waits,
-        )
+        # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a batch.
+        # With a cache, also requests for row ids, for missing rows and for fields that are not cached. Images that are
+        # not decoded here are requested twice.
+        requests = (1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed
+        return self._fetch(plan, cache, pool), requests * self._client.deadline
+
+    @property
+    def pool(self) -> BufferPool:
+        """The memory of the batches."""
+        return self._client.pool
+
+    @property
+    def link(self) -> Link:
+        """What streams have learnt about the link to the servers."""
+        return self._client.link
 
     def read_passes(
         self,
@@ -716,13 +654,10 @@ class RemoteDataset:
         waits: Callable[[], str | None] = lambda: None,
         pool: BufferPool | None = None,
     ) -> ReadAhead[Batch]:
-        """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
-        if stop is None:
-            blocks = blocks_of_passes(plan, epoch, start)
-        else:
-            blocks = blocks_of(epoch, stop, plan.batch_bytes, plan.block_bytes, start)
-        ahead = DEFAULT_READAHEAD if readahead is None else readahead
-        return self.read_ahead(plan, blocks, connections, ahead, cache, waits, pool)
+        fetch, seconds = self.fetch_of(plan, cache, pool)
+        return read_ahead(
+            fetch, blocks_from(plan, epoch, start, stop), seconds, connections, readahead, self.link, waits
+        )
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.
@@ -748,12 +683,6 @@ class RemoteDataset:
         return found
 
     def named_weights(self, weights: str | npt.ArrayLike) -> str:
-        """The value of the option `weights`: the name of a field, or an array, copied and named by its digest.
-
-        Raises
-        ------
-        BadParameter
-        """
         return weights if isinstance(weights, str) else GivenWeights.of(weights, self.rows, f"{self._path}/weights")
 
     def _fetch(
@@ -898,10 +827,13 @@ class RemoteDataset:
         """
         if not options.get("decode_cf"):
             return {}
-        chosen, found = set(self._chosen(options)), {}
-        for field in self.info["fields"]:
-            name, packed = field["name"], field.get("cf")
-            if name not in chosen or not packed:
+        cf = {field["name"]: field.get("cf") for field in self.info["fields"]}
+        for _, info in self._joins:
+            cf |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("cf") for own in info["fields"]}
+        stored, found = renamed(options), {}
+        for name in self._chosen(options):
+            packed = cf.get(stored.get(name, name))
+            if not packed:
                 continue
             if len(packed) > 1:
                 raise BadParameter(

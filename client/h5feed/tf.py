@@ -10,10 +10,10 @@ from .errors import BadParameter
 from .loops.loader import Loader
 from .loops.loop_options import check_dense
 from .loops.tree import mapped
-from .remote_dataset import RemoteDataset
+from .samples import Samples
 
 
-def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.data.Dataset:
+def tf_data(dataset: Samples, split: str = "all", **options: Any) -> tf.data.Dataset:
     """Batches of a split for ``model.fit`` and `tf.data` loops; made by `Dataset.tf_data`.
 
     Each iteration is one pass, in a new order if ``shuffle`` is set; ``repeat()`` starts the next one. The dataset is
@@ -25,7 +25,7 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     **options
         See `h5feed.loops.loader.Loader`.

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import get_spawning_popen
 from operator import itemgetter
 from typing import Any, Unpack
@@ -25,17 +25,20 @@ from .errors import BadParameter, FeedError
 from .fetching.readahead import ReadAhead
 from .loops.card import Card, CudaCard, LockedMemory, moved, on_host
 from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
-from .loops.loop import Loop
+from .loops.loop import Loop, check_can_follow
 from .loops.loop_options import PREPARING, check_loop_options, divided, preparation_of
 from .loops.meter import Meter
 from .loops.pass_numbers import Pass, PassNumbers
 from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
+from .loops.wait_stats import LoopStats
+from .loops.worker_stats import Reporting, WorkerStats
 from .net.trace import clock
 from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions, WindowOptions
 from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
+from .samples import Samples
 from .suggestions import check_options
 from .wire import OFFSETS, WEIGHT
 
@@ -147,12 +150,11 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
     workers; torchdata's ``StatefulDataLoader`` also gets the position of each worker from it. A DataLoader with workers
     takes batches ahead of the loop: there, `state_after` is the position of the loop.
 
-    `stats` has the times of the training loop if there are no DataLoader workers. With workers, nothing is measured in
-    this process: each worker waits separately, ahead of the loop.
+    `stats` has the times of the training loop if there are no DataLoader workers, else those of the workers.
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
@@ -172,7 +174,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         batch_size: int = 32,
@@ -190,6 +192,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
         given: dict[str, Any] = dict(options)
+        if follow:
+            check_can_follow(dataset)
         self._follow = follow
         self._given = given
         self._batching = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
@@ -207,8 +211,10 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._resumed: _Place | None = None
         self._open: list[ReadAhead[Batch]] = []
         self._meter = Meter()
+        self._worker_stats = WorkerStats()
+        self._reporting: tuple[int, Reporting] | None = None
 
-    def _take_from(self, dataset: RemoteDataset) -> None:
+    def _take_from(self, dataset: Samples) -> None:
         self._dataset, self._prepared = dataset, None
         self._order, self._preparing = divided(dataset, self._given)
         self._options = {**self._batching, **self._order}
@@ -350,7 +356,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         shares = self._shares((first + worker) % workers, workers, following)
         here = self._at = _Place(os.getpid(), epoch, first, following)
         fetching = {**self._fetching, "cache": cache, "pool": pool}
-        if get_worker_info() is None:
+        reporting = self._reporting_of_worker()
+        if reporting is None:
             # What a worker waits, the training loop does not wait: the worker works ahead of it.
             fetching["waits"] = self._meter.waits
         streams = [
@@ -371,6 +378,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                     batch.index = index
                     tensors = tensors_of(prepare(batch, epoch, pool), pin)
                     self._meter.step(asked, came, trace, len(batch.rows))
+                    if reporting is not None:
+                        reporting.step()
                     # Counted before the yield, so that a state saved in the loop body includes this batch.
                     here.following = index + 1
                     yield tensors
@@ -379,10 +388,36 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                 self._at = None
             self._meter.end_pass()
         finally:
+            if reporting is not None:
+                reporting.tell()
             for _, stream in streams:
                 stream.close()
                 with contextlib.suppress(ValueError):
                     self._open.remove(stream)
+
+    def stats(self) -> LoopStats:
+        """Steps, rows and times so far: see `h5feed.loops.wait_stats.LoopStats`.
+
+        With DataLoader workers, these are the statistics that the workers have reported, at least every half second:
+        numbers of all workers together, and times of a worker on average. A worker waits ahead of the loop, and counts
+        the time in which the loop has enough batches as `compute`.
+        """
+        own = super().stats()
+        of_workers = self._worker_stats.read()
+        if not of_workers.steps:
+            return own
+        return replace(own.then(of_workers) if own.steps else of_workers, via=own.via, replicas=own.replicas, last=None)
+
+    def _reporting_of_worker(self) -> Reporting | None:
+        """How this process reports what it measures, if it is a DataLoader worker. One per process."""
+        worker = get_worker_info()
+        if worker is None:
+            return None
+        if self._reporting is None or self._reporting[0] != os.getpid():
+            # A forked worker inherits what its parent has measured.
+            self._meter = Meter()
+            self._reporting = os.getpid(), Reporting(self._worker_stats, self._meter, worker.id, worker.num_workers)
+        return self._reporting[1]
 
     def _shares(self, worker: int, workers: int, following: int) -> list[tuple[Plan, int, int, int]]:
         """The batches `worker`, worker + workers … of the whole pass, from batch `following` on.
@@ -424,7 +459,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_prepared": None, "_locked": None, "_open": [], "_resumed": None, "_at": None}
+        of_this_process = ("_prepared", "_locked", "_resumed", "_at", "_reporting")
+        state = {**self.__dict__, "_open": [], **dict.fromkeys(of_this_process)}
         # A worker takes part in the passes of the original. Any other copy continues on its own from the same place.
         return state if get_spawning_popen() is not None else {**state, "_passes": PassNumbers(*self._where())}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import BadParameter, ConnectionFailed, FeedError
 from ..feed import connect
-from ..remote_dataset import DEFAULT_READAHEAD
+from ..fetching.readahead import DEFAULT_READAHEAD
 from .findings import Training
 from .streams import PATIENCE, trained
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..dataset import Dataset
 from ..errors import BadParameter, FeedError
+from ..fetching.readahead import DEFAULT_READAHEAD
 from ..plan import Plan
-from ..remote_dataset import DEFAULT_READAHEAD
 from .advice import BETTER
 from .asked import Asked
 from .findings import Findings, Rate

@@ -2,7 +2,7 @@
 
 The folder holds rows, not batches, because a shuffled batch never occurs twice. Each field is stored separately, under
 its revision (`h5feed.cache.store` describes the files and why rows are never torn). Training loops use the cache
-through ``Dataset.read_ahead(…, cache=…)``, which wraps its fetch function with `h5feed.fetching.cached`.
+through ``Dataset.fetch_of(…, cache=…)``, which wraps its fetch function with `h5feed.fetching.cached`.
 
 The folder has a size limit, is shared by all processes of a machine, and may be deleted at any time. A full folder
 keeps its rows: an epoch needs every row once, so replacing one by another would gain nothing. Only other revisions of

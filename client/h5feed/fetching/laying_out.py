@@ -134,4 +134,12 @@ def _fill(out: npt.NDArray[Any], mask: npt.NDArray[np.bool_], items: npt.NDArray
 
 
 def _like(batch: Batch, fields: dict[str, npt.NDArray[Any]], weight: npt.NDArray[np.float32] | None) -> Batch:
-    return Batch(fields, batch.rows, weight, index=batch.index, epoch=batch.epoch, revision=batch.revision)
+    return Batch(
+        fields,
+        batch.rows,
+        weight,
+        index=batch.index,
+        epoch=batch.epoch,
+        revision=batch.revision,
+        source=batch.source,
+    )

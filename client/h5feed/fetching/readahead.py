@@ -11,12 +11,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 from ..blocks import Block, Fetch
-from ..errors import ConnectionFailed
+from ..errors import BadParameter, ConnectionFailed
 from ..net.cancellation import Cancellation
-from ..net.concurrency import Pace
+from ..net.concurrency import Link, Pace
 from ..net.trace import DECODE, Trace, begin_trace
 
 FEW_BLOCKS = 32
@@ -28,6 +29,13 @@ EXIT_SECONDS = 5.0
 """How long the interpreter waits at exit for threads that have been told to stop."""
 
 T = TypeVar("T")
+
+
+DEFAULT_READAHEAD = 64 << 20
+"""Maximum number of bytes fetched ahead of the training loop."""
+
+_SPARE_SECONDS = 10.0
+"""What a block may take longer than its requests."""
 
 
 class ReadAhead(Generic[T]):
@@ -101,6 +109,39 @@ class ReadAhead(Generic[T]):
         """Stop fetching: cancel requests in flight and end the threads."""
         self._finalizer()
         self._ready.clear()
+
+
+def read_ahead(
+    fetch: Fetch[T],
+    blocks: Iterator[Block],
+    seconds: float,
+    connections: int | None,
+    readahead: int | None,
+    link: Link | None,
+    waits: Callable[[], str | None],
+) -> ReadAhead[T]:
+    """Iterate over `blocks`, fetched ahead.
+
+    Parameters
+    ----------
+    seconds : float
+        Maximum number of seconds that the requests of a block may take.
+    connections, readahead : int, optional
+        Maximum number of concurrent requests, and of bytes fetched ahead.
+    link : Link, optional
+        What is known of the link to the servers.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if connections is not None and not (isinstance(connections, Real) and connections >= 1):
+        raise BadParameter(f"connections={connections!r} must be 1 or more")
+    readahead = DEFAULT_READAHEAD if readahead is None else readahead
+    if not (isinstance(readahead, Real) and readahead >= 1):
+        raise BadParameter(f"readahead={readahead!r} must be a number of bytes, 1 or more")
+    pace = Pace(readahead, connections, link)
+    return ReadAhead(fetch, blocks, max_bytes=readahead, pace=pace, deadline=seconds + _SPARE_SECONDS, waits=waits)
 
 
 @dataclass(eq=False)

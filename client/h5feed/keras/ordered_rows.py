@@ -16,6 +16,7 @@ from ..prepare import Preparation
 from ..prepare.labels import Labels
 from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
@@ -25,7 +26,7 @@ class OrderedRows:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     options : mapping
         Options of `Dataset.batches`.
@@ -37,7 +38,7 @@ class OrderedRows:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str,
         options: Mapping[str, Any],
         split_options: Mapping[str, Any],
@@ -82,7 +83,8 @@ class OrderedRows:
         """Balanced weights over all shards: rows / (classes · rows of a class)."""
         if not self.labels.are_classes:
             raise BadParameter(f"{self.labels.name!r} does not hold classes: there is no class_weight")
-        if "limit" in self._options or "how" in self._dataset.join_options:
+        dataset = self._dataset
+        if "limit" in self._options or not isinstance(dataset, RemoteDataset) or "how" in dataset.join_options:
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..cache import RowCache
 from ..errors import BadParameter, FeedError, RowOutOfRange
+from ..fetching.readahead import DEFAULT_READAHEAD
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
 from ..loops.loop import Loop
@@ -33,7 +34,7 @@ from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
 from ..options import RowOptions, split_options
 from ..plan import Plan
-from ..remote_dataset import DEFAULT_READAHEAD, RemoteDataset
+from ..samples import Samples
 from . import internals
 from .call import ASKED, Call, Run
 from .internals import Method, UnderWay, holder_of, is_of_keras, running_method
@@ -69,7 +70,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
         ``"all"``, ``"train"``, ``"val"`` or ``"test"``.
     batch_size : int
@@ -124,7 +125,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         batch_size: int = 32,

@@ -14,8 +14,8 @@ from ..forks import tell_after_fork
 from ..net.trace import clock
 from ..options import RowOptions
 from ..plan import Plan
-from ..remote_dataset import RemoteDataset
-from .loop import Loop
+from ..samples import Samples
+from .loop import Loop, check_can_follow
 from .loop_options import check_loop_options, divided, preparation_of
 from .meter import Meter
 from .stream import Stream
@@ -33,7 +33,7 @@ class Loader(Loop):
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
     batch_size : int
     shuffle : bool
@@ -66,7 +66,7 @@ class Loader(Loop):
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         batch_size: int = 32,
@@ -80,6 +80,8 @@ class Loader(Loop):
         **options: Unpack[RowOptions],
     ) -> None:
         check_loop_options(options, Loader.__init__)
+        if follow:
+            check_can_follow(dataset)
         if follow and isinstance(cache, RowCache):
             raise BadParameter("follow=True: a RowCache is of one revision: pass the path of its folder")
         given: dict[str, Any] = dict(options)
@@ -101,11 +103,11 @@ class Loader(Loop):
         self._under_way = False
         tell_after_fork(self)
 
-    def _take_from(self, dataset: RemoteDataset) -> None:
+    def _take_from(self, dataset: Samples) -> None:
         self._stream.close()
         self._begin(dataset)
 
-    def _begin(self, dataset: RemoteDataset) -> None:
+    def _begin(self, dataset: Samples) -> None:
         order, preparing = divided(dataset, self._options)
         prepare = preparation_of(dataset, self._order["split"], order, preparing, self._order["seed"])
         plan = dataset.plan(**self._order, fields=prepare.fields, **order)

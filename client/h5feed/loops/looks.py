@@ -9,7 +9,7 @@ from typing import Any
 
 from ..batch import Batch
 from ..plan import Plan
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from .stream import Stream
 
 
@@ -21,13 +21,13 @@ class Looks:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     plan : Plan
     fetching : mapping
         Options of `Dataset.read_passes`.
     """
 
-    def __init__(self, dataset: RemoteDataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+    def __init__(self, dataset: Samples, plan: Plan, fetching: Mapping[str, Any]) -> None:
         self._stream = Stream(dataset, plan, fetching)
         self._last: tuple[int, int] | None = None
         self._lock = threading.Lock()

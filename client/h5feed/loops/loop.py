@@ -13,9 +13,16 @@ from ..lineage import Source, source_of_plan
 from ..plan import Plan
 from ..remote_dataset import RemoteDataset
 from ..revisions import is_provisional
+from ..samples import Samples
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
+
+
+def check_can_follow(samples: Samples) -> None:
+    """Raise `BadParameter` if these are the samples of several datasets."""
+    if not isinstance(samples, RemoteDataset):
+        raise BadParameter(f"follow=True is for loops over one dataset, not over {samples.name!r}")
 
 
 class Loop(ABC):
@@ -24,7 +31,7 @@ class Loop(ABC):
     Subclasses define `plan`, `_dataset`, `_meter`, `_where` and `_go_to`.
     """
 
-    _dataset: RemoteDataset
+    _dataset: Samples
     _meter: Meter
     _follow: bool = False
     """Whether each pass starts with the rows that the dataset has then."""
@@ -94,7 +101,11 @@ class Loop(ABC):
         Raises
         ------
         Preparing, ReadTimeout
+        BadParameter
+            These are the samples of several datasets.
         """
+        if not isinstance(self._dataset, RemoteDataset):
+            raise BadParameter(f"there is a record of each dataset, not of {self._dataset.name!r}: use its sources")
         return source_of_plan(self._dataset, self.plan)
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,12 +118,13 @@ class Loop(ABC):
         """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`."""
         return state_of(self._dataset, self.plan, *self._where())
 
-    def _take_from(self, dataset: RemoteDataset) -> None:
+    def _take_from(self, dataset: Samples) -> None:
         """Take the batches from this dataset from now on; for loops that follow."""
         raise NotImplementedError
 
     def _catch_up(self) -> None:
         """Take the next pass from the dataset as it is now."""
+        assert isinstance(self._dataset, RemoteDataset)
         now = self._dataset.at()
         # Of several servers, one may not know the last rows yet.
         if now.rows >= self._dataset.rows and now.revision != self._dataset.revision:
@@ -120,6 +132,7 @@ class Loop(ABC):
 
     def _return_to(self, state: Mapping[str, Any]) -> None:
         """Take the rest of a pass from the dataset as it was then."""
+        assert isinstance(self._dataset, RemoteDataset)
         revision = state.get("revision") if isinstance(state, Mapping) else None
         if isinstance(revision, str) and not is_provisional(revision) and revision != self._dataset.revision:
             self._take_from(self._dataset.at(revision))

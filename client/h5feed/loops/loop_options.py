@@ -13,7 +13,7 @@ from ..prepare import Preparation
 from ..prepare.labels import class_condition
 from ..prepare.preparation import label_of, padded_names
 from ..ragged import OPTIONS
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from ..suggestions import check_options
 from .sharding import shard_of
 
@@ -30,7 +30,7 @@ def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) ->
     check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
 
 
-def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def divided(dataset: Samples, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
     order["sparse"] = order.get("sparse") or "dense"
@@ -58,7 +58,7 @@ def check_dense(order: Mapping[str, Any], loop: str) -> None:
 
 
 def preparation_of(
-    dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
+    dataset: Samples, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """The `Preparation` of the batches of an order."""
     if order.get("decode_cf"):

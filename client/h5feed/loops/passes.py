@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import BadParameter, RevisionChanged
 from ..plan import Plan, conditions_text
-from ..remote_dataset import RemoteDataset
 from ..revisions import is_provisional
+from ..samples import Samples
 
 STATE_VERSION = 1
 
@@ -19,7 +19,7 @@ _NOT_ORDER = (
 """Parameters that may change when a pass is resumed. The rows of a step (batch_size × shards) may not."""
 
 
-def described(dataset: RemoteDataset, plan: Plan) -> str:
+def described(dataset: Samples, plan: Plan) -> str:
     """A readable description of a plan: its rows and batches."""
     drawn = ", a new order each pass" if plan.is_drawn else ""
     shards = int(plan.params.get("shards", 1))
@@ -30,7 +30,7 @@ def described(dataset: RemoteDataset, plan: Plan) -> str:
     return f"{plan.params['split']!r} of {dataset.name!r}{where}: {plan.rows:,} {rows}, {batches}"
 
 
-def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
+def state_of(dataset: Samples, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
     """The position in a pass, serialisable as JSON.
 
     Parameters
@@ -53,7 +53,7 @@ def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> 
     }
 
 
-def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) -> tuple[int, int]:
+def position_in(state: Mapping[str, Any], dataset: Samples, plan: Plan) -> tuple[int, int]:
     """Number of the pass, and of its first batch that was not delivered.
 
     The number of shards may have changed if a step still has the same number of rows: the shards then divide the rest
@@ -90,7 +90,7 @@ def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) ->
     return (epoch, delivered) if delivered < plan.batches else (epoch + 1, 0)
 
 
-def _check_same(dataset: RemoteDataset, name: str, revision: str, epoch: int) -> None:
+def _check_same(dataset: Samples, name: str, revision: str, epoch: int) -> None:
     """Check that a state was saved with these data, under whatever name.
 
     Raises

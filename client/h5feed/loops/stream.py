@@ -10,7 +10,7 @@ from ..errors import BatchOutOfRange
 from ..fetching.readahead import ReadAhead
 from ..net.trace import Trace
 from ..plan import Plan
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 
 
 class Stream:
@@ -18,13 +18,13 @@ class Stream:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     plan : Plan
     fetching : mapping
         Options of `Dataset.read_passes`.
     """
 
-    def __init__(self, dataset: RemoteDataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+    def __init__(self, dataset: Samples, plan: Plan, fetching: Mapping[str, Any]) -> None:
         self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
         self._reading: ReadAhead[Batch] | None = None
         self._at: tuple[int, int] | None = None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..errors import BadAnswer, BadParameter
 from ..options import ClassMode
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from ..suggestions import did_you_mean
 
 CLASS_MODES = get_args(ClassMode)
@@ -31,7 +31,7 @@ class Labels:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     name : str
         Name of the field.
     class_mode : str
@@ -51,7 +51,7 @@ class Labels:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         name: str,
         class_mode: ClassMode,
         classes: Sequence[str | float] | None = None,
@@ -223,7 +223,7 @@ _CLASSES_SHOWN = 20
 """Maximum number of classes listed in a message."""
 
 
-def chosen_classes(dataset: RemoteDataset, name: str, classes: Sequence[str | float]) -> dict[str, Any]:
+def chosen_classes(dataset: Samples, name: str, classes: Sequence[str | float]) -> dict[str, Any]:
     """The stored value of each class that is chosen, by class name, in the order given.
 
     Raises
@@ -265,7 +265,7 @@ def chosen_classes(dataset: RemoteDataset, name: str, classes: Sequence[str | fl
     return chosen
 
 
-def _check_there(dataset: RemoteDataset, name: str, chosen: Mapping[str, Any]) -> None:
+def _check_there(dataset: Samples, name: str, chosen: Mapping[str, Any]) -> None:
     """Raise `BadParameter` if no row of the dataset has one of these classes, which have no names in the file."""
     counted = dataset.splits(classes=name)
     listed = counted["splits"]["all"].get("classes") if counted.get("classes_of") == name else None
@@ -281,7 +281,7 @@ def _check_there(dataset: RemoteDataset, name: str, chosen: Mapping[str, Any]) -
             raise BadParameter(f"{name!r} has no class {key!r}: {did_you_mean(key, list(map(str, there)), rest)}")
 
 
-def class_condition(dataset: RemoteDataset, name: str, classes: Sequence[str | float]) -> str:
+def class_condition(dataset: Samples, name: str, classes: Sequence[str | float]) -> str:
     """The condition that a row is of one of these classes, for ``where``.
 
     Raises
@@ -294,7 +294,7 @@ def class_condition(dataset: RemoteDataset, name: str, classes: Sequence[str | f
     return f"{json.dumps(name, ensure_ascii=False)} in {items}"
 
 
-def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:
+def no_label(dataset: Samples, inputs: Sequence[str]) -> str:
     """The message for a dataset without a label field: how to choose one."""
     fields = [field for field in dataset.fields.values() if field.readable and not field.ragged]
     others = [field.name for field in fields if field.role not in ("input", "weight")]
@@ -308,7 +308,7 @@ def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:
     return f"{why}, so batches have no targets: {how}{lasting}. Use y=[] if this is intended"
 
 
-def unserved(dataset: RemoteDataset, role: str) -> str:
+def unserved(dataset: Samples, role: str) -> str:
     """Which fields of a role cannot be served, and why; empty if there are none."""
     unreadable = [field for field in dataset.fields.values() if field.role == role and not field.readable]
     shown = "; ".join(f"{field.name!r}: {field.reason}" for field in unreadable[:_SHOWN])

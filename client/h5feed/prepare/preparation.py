@@ -18,7 +18,7 @@ from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
 from ..options import ClassMode, FieldNames, Statistic
 from ..ragged import Layout, layout_of, padded_fields
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 from ..suggestions import no_field
 from .labels import CLASS_MODES, Labels, no_label, unserved
 from .scale import scale_of
@@ -33,7 +33,7 @@ class Preparation:
 
     Parameters
     ----------
-    dataset : RemoteDataset
+    dataset : Samples
     split : str
         The split that the batches come from. Server statistics are those of the training rows, except for ``"all"``.
     x, y : str, list, tuple or dict of str, optional
@@ -115,7 +115,7 @@ class Preparation:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         split: str = "all",
         *,
         x: FieldNames | None = None,
@@ -230,10 +230,11 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
-    def _check_sparse(self, dataset: RemoteDataset) -> None:
+    def _check_sparse(self, dataset: Samples) -> None:
         """Raise `BadParameter` if sparse rows would have to be dense."""
         for name in self.fields:
-            if dataset.fields[name].index_dtype is None:
+            if name not in dataset.fields or dataset.fields[name].index_dtype is None:
+                # A field under a second name has no sparse rows: samples of several rows cannot.
                 continue
             if name not in self.inputs or name in self.targets or self._scales or self.transforms:
                 raise BadParameter(
@@ -273,7 +274,7 @@ class Preparation:
         return weight
 
 
-def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
+def label_of(dataset: Samples, preparing: Mapping[str, Any]) -> str:
     """The label field whose classes `classes` names, for these options of a `Preparation`.
 
     Raises
@@ -296,7 +297,7 @@ class _OfLayout:
         self.layout = layout
         self.derived = {} if layout is None else layout.derived
 
-    def defaults(self, dataset: RemoteDataset, role: str) -> list[str]:
+    def defaults(self, dataset: Samples, role: str) -> list[str]:
         """The fields of a role that a model gets by default: those of equal length and those that are laid out."""
         if self.layout is None:
             return dataset.fields_of_role(role) or _only_text(dataset, role)
@@ -326,7 +327,7 @@ class _Fields:
 
     def __init__(
         self,
-        dataset: RemoteDataset,
+        dataset: Samples,
         role: str,
         chosen: FieldNames | None,
         others: Names[str],
@@ -349,7 +350,7 @@ class _Fields:
         return tuple(arrays[name] for name in self.names) if self._as_tuple else dict(arrays)
 
 
-def padded_names(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> list[str]:
+def padded_names(dataset: Samples, preparing: Mapping[str, Any]) -> list[str]:
     """What ``pad=True`` stands for, with these options of a `Preparation`.
 
     Raises
@@ -366,7 +367,7 @@ def padded_names(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> list[s
 
 
 def _chosen_lists(
-    dataset: RemoteDataset, x: FieldNames | None, y: FieldNames | None, ragged: Mapping[str, Any]
+    dataset: Samples, x: FieldNames | None, y: FieldNames | None, ragged: Mapping[str, Any]
 ) -> list[str] | None:
     """The fields that ``pad=True`` and ``pack`` are about; None: not said. Text targets stand for classes."""
     names = _names(x) + [
@@ -390,7 +391,7 @@ def _names(chosen: FieldNames | None) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
-def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
+def _only_text(dataset: Samples, role: str) -> list[str]:
     """A text field as the label, if there is no numeric one. Text is never a default input."""
     texts = [
         f.name for f in dataset.fields.values() if f.role == role == "label" and f.readable and f.dtype == "string"
@@ -398,7 +399,7 @@ def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
     return texts[:1]
 
 
-def _check_known(dataset: RemoteDataset, names: list[str], valid: Collection[str]) -> None:
+def _check_known(dataset: Samples, names: list[str], valid: Collection[str]) -> None:
     for name in names:
         if name not in valid:
             raise no_field(

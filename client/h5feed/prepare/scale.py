@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import BadParameter, SplitNotFound
 from ..options import Statistic
-from ..remote_dataset import RemoteDataset
+from ..samples import Samples
 
 _DOUBLE = ("float64", "int32", "uint32", "int64", "uint64")
 """Dtypes that float32 cannot represent exactly: they are scaled as float64, then cast to float32."""
@@ -35,7 +35,7 @@ class Scale:
 
 
 def scale_of(
-    dataset: RemoteDataset,
+    dataset: Samples,
     name: str,
     shape: tuple[int, ...],
     split: str,
@@ -85,7 +85,7 @@ def scale_of(
     return Scale(factor / spread, -shift / spread)
 
 
-def _statistics(dataset: RemoteDataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def _statistics(dataset: Samples, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     # Validation and test rows use the statistics of the training rows. Their own would differ, and leak information.
     stats: Mapping[str, Any]
     try:

@@ -1,0 +1,227 @@
+"""Fetch the batches of a mixture: ranges of the orders of its sources, put together row by row.
+
+The n-th sample that comes from a source is the n-th of the order of that source. So a block of a mixture needs one
+range of each source, or one for each step if there are several shards. Sources are read in batches of few rows, of
+which the needed ones are requested together, like those of any other loop: from servers, caches or files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..batch import Batch
+from ..blocks import Block, Fetch
+from ..buffers import BufferPool
+from ..mixing import Mixing
+from ..order import BatchGrid
+from ..plan import BLOCK_BYTES, Plan
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, Tensor
+from .leased import leased
+
+SOURCE = "__source__"
+"""Name of the field with the number of the source of each row."""
+
+SOURCE_BATCH_BYTES = 16 << 10
+"""Size of the batches in which sources are read. In smaller ones, headers would take a large share of the bytes; of
+larger ones, more rows would be fetched twice, by the two blocks that need parts of them."""
+
+MOST_SOURCE_ROWS = 64
+"""Maximum number of rows of such a batch, for small rows."""
+
+_GAP_BYTES = 64 << 10
+"""Batches that are not needed are fetched too if the gap is smaller: a request of its own would take longer."""
+
+Int64s = npt.NDArray[np.int64]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """How a source of a mixture is read.
+
+    Attributes
+    ----------
+    plan : Plan
+        Its order, in batches of few rows.
+    names : mapping of str to str
+        Its own name of each tensor that is not made for another one, by the name in the mixture.
+    """
+
+    plan: Plan
+    names: Mapping[str, str]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of its batches by their own names, as they are handed out: dense, and unpacked."""
+        found = {tensor.name: tensor for tensor in self.plan.tensors}
+        for name, columns in self.plan.frame.sparse.items():
+            data, _, _ = (found.pop(name + suffix) for suffix in (DATA, INDICES, INDPTR))
+            found[name] = replace(data, name=name, shape=(self.plan.batch_size, columns))
+        for name, packing in self.plan.unpacking.items():
+            found[name] = replace(found[name], dtype=np.dtype(packing.dtype))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePlan(Plan):
+    """The rows and batches of an epoch of a mixture."""
+
+    mixing: Mixing
+    grid: BatchGrid
+    sources: tuple[SourcePlan, ...]
+
+    @cached_property
+    def is_drawn(self) -> bool:
+        """Whether samples differ between epochs."""
+        return callable(self.mixing.parts) or any(source.plan.is_drawn for source in self.sources)
+
+    @property
+    def block_bytes(self) -> int:
+        """As small as the smallest of the sources."""
+        return min(source.plan.block_bytes for source in self.sources)
+
+    @cached_property
+    def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Dtype and sample shape of each field whose rows do not differ in length."""
+        left_out = {name + OFFSETS for name in self.flat} | self.flat
+        tensors = {tensor.name: tensor for tensor in self.tensors if not tensor.name.startswith("__")}
+        return {name: (one.dtype, one.shape[1:]) for name, one in tensors.items() if name not in left_out}
+
+    @cached_property
+    def flat(self) -> frozenset[str]:
+        """Fields whose rows differ in length."""
+        return frozenset(one.name.removesuffix(OFFSETS) for one in self.tensors if one.name.endswith(OFFSETS))
+
+    @cached_property
+    def has_source(self) -> bool:
+        """Whether the source of each row is a field of the batches."""
+        return any(tensor.name == SOURCE for tensor in self.tensors)
+
+
+class MixtureFetcher:
+    """Fetches blocks of a mixture; see `h5feed.blocks.Fetch`.
+
+    Parameters
+    ----------
+    plan : MixturePlan
+    fetches : sequence of callable
+        Fetches blocks of each source.
+    revision : str
+        That of the batches.
+    pool : BufferPool
+        Provides the memory of the batches.
+    """
+
+    def __init__(self, plan: MixturePlan, fetches: Sequence[Fetch[Batch]], revision: str, pool: BufferPool) -> None:
+        self._plan, self._fetches, self._revision, self._pool = plan, fetches, revision, pool
+
+    def __call__(self, block: Block, cancelled: threading.Event) -> list[Batch]:
+        plan = self._plan
+        positions, real = plan.grid.positions(block.start, block.stop)
+        sources, places = plan.mixing.assigned(block.epoch if plan.is_drawn else 0, positions)
+        batches = [self._empty(plan.grid.size(index)) for index in range(block.start, block.stop)]
+        for number in np.unique(sources).tolist():
+            samples = np.flatnonzero(sources == number)
+            self._fill(batches, number, samples, places[samples], cancelled)
+        finished = []
+        for index, batch in enumerate(batches, block.start):
+            begin = (index - block.start) * plan.batch_size
+            own = slice(begin, begin + len(batch.rows))
+            weight = real[own].astype(np.float32) if plan.grid.last == "pad" else None
+            finished.append(batch.finished(index, block.epoch, self._revision, sources[own], weight, plan.has_source))
+        return finished
+
+    def _empty(self, rows: int) -> _Mixed:
+        kinds = {name: (dtype, (rows, *shape)) for name, (dtype, shape) in self._plan.kinds.items()}
+        return _Mixed(
+            leased(self._pool, kinds), np.empty(rows, np.int64), {name: [None] * rows for name in self._plan.flat}
+        )
+
+    def _fill(
+        self, batches: Sequence[_Mixed], number: int, samples: Int64s, places: Int64s, cancelled: threading.Event
+    ) -> None:
+        """Fetch the samples of one source, and copy them into the batches.
+
+        Parameters
+        ----------
+        samples : (k,) int64
+            Their positions in the block.
+        places : (k,) int64
+            See `Mixing.assigned`.
+        """
+        source, size = self._plan.sources[number], self._plan.mixing.sizes[number]
+        passes, positions = np.divmod(places, size)
+        numbers, rows = np.divmod(positions, source.plan.batch_size)
+        came = self._fetched(number, passes, numbers, cancelled)
+        into, at = np.divmod(samples, self._plan.batch_size)
+        changes = (np.diff(passes) != 0) | (np.diff(numbers) != 0) | (np.diff(into) != 0)
+        for begin, end in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(samples)]):
+            batch = came[int(passes[begin]), int(numbers[begin])]
+            batches[into[begin]].copy(batch, source.names, rows[begin:end], at[begin:end])
+
+    def _fetched(
+        self, source: int, passes: Int64s, numbers: Int64s, cancelled: threading.Event
+    ) -> dict[tuple[int, int], Batch]:
+        """Batches of a source, by pass and number."""
+        plan, fetch = self._plan.sources[source].plan, self._fetches[source]
+        most = 1 + _GAP_BYTES // max(1, plan.batch_bytes)
+        came = {}
+        for of_pass in np.unique(passes).tolist():
+            wanted = np.unique(numbers[passes == of_pass])
+            for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > most) + 1):
+                start, stop = int(run[0]), int(run[-1]) + 1
+                epoch = of_pass if plan.is_drawn else 0
+                rest: Block | None = Block(epoch, start, stop, (stop - start) * plan.batch_bytes)
+                while rest is not None:
+                    block, rest = rest.cut(BLOCK_BYTES)
+                    for index, batch in enumerate(fetch(block, cancelled), block.start):
+                        came[of_pass, index] = batch
+        return came
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """A batch that rows are copied into. Fields whose rows differ in length are put together at the end."""
+
+    arrays: Arrays
+    rows: Int64s
+    lists: dict[str, list[Any]]
+
+    def copy(self, batch: Batch, names: Mapping[str, str], rows: Int64s, at: Int64s) -> None:
+        """Copy some rows of a batch of a source to these places."""
+        first, last = int(rows[0]), int(rows[-1])
+        # A slice needs no copy of its own.
+        taken = slice(first, last + 1) if last - first + 1 == len(rows) else rows
+        self.rows[at] = batch.rows[taken]
+        for name, array in self.arrays.items():
+            array[at] = batch[names[name]][taken]
+        for name, lists in self.lists.items():
+            flat, offsets = batch[names[name]], batch[names[name] + OFFSETS]
+            for row, place in zip(rows.tolist(), at.tolist(), strict=True):
+                lists[place] = flat[offsets[row] : offsets[row + 1]]
+
+    def finished(
+        self,
+        index: int,
+        epoch: int,
+        revision: str,
+        sources: Int64s,
+        weight: npt.NDArray[np.float32] | None,
+        has_source: bool,
+    ) -> Batch:
+        """The batch, when all rows are there."""
+        fields = dict(self.arrays)
+        for name, lists in self.lists.items():
+            fields[name] = np.concatenate(lists)
+            fields[name + OFFSETS] = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        if has_source:
+            fields[SOURCE] = sources.copy()
+        return Batch(fields, self.rows, weight, index=index, epoch=epoch, revision=revision, source=sources.copy())
