@@ -44,7 +44,7 @@ class RaggedSpec(BaseModel):
         None,
         ge=1,
         le=MAX_BUCKET,
-        description="With `bucket`: number of consecutive batches that have similar lengths, and are shuffled together. "
+        description="With `bucket`: number of consecutive batches of similar lengths, which are shuffled together. "
         "Default: `shards`, so that all readers of a step take about as long.",
     )
     pack: int | None = Field(
