@@ -77,11 +77,11 @@ class EpochOptions(SplitOptions, total=False):
     pad_value: float | Mapping[str, float] | None
     """What fills the rest of a padded or packed row; default 0."""
     bucket: int | None
-    """Batches of rows of alike lengths: number of rows among which they are sorted."""
+    """Batches of rows of similar length: number of rows among which they are sorted."""
     bucket_by: str | None
     """With `bucket`: the field whose lengths count; default: the only list field."""
     bucket_group: int | None
-    """With `bucket`: number of consecutive batches of alike lengths; default: `shards`."""
+    """With `bucket`: number of consecutive batches of similar lengths; default: `shards`."""
     pack: int | None
     """Pack whole rows into rows of this many items. `batch_size` counts packed rows."""
     pack_by: str | None

@@ -1,4 +1,4 @@
-"""Parameters for rows of different lengths: cut them, put alike lengths together, or pack several into one row."""
+"""Parameters for rows of different lengths: cut them, put similar lengths together, or pack several into one row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RaggedSpec(BaseModel):
         None,
         ge=1,
         le=MAX_BUCKET,
-        description="Put rows of alike lengths into the same batch: within windows of this many rows of the order, "
+        description="Put rows of similar length into the same batch: within windows of this many rows of the order, "
         "rounded up to whole batches, rows are sorted by length and cut into batches, and the batches are shuffled.",
     )
     bucket_by: str | None = Field(
@@ -44,7 +44,7 @@ class RaggedSpec(BaseModel):
         None,
         ge=1,
         le=MAX_BUCKET,
-        description="With `bucket`: number of consecutive batches that have alike lengths, and are shuffled together. "
+        description="With `bucket`: number of consecutive batches of similar lengths, which are shuffled together. "
         "Default: `shards`, so that all readers of a step take about as long.",
     )
     pack: int | None = Field(

@@ -101,7 +101,7 @@ class OrderedRows:
         what = "packed rows" if plan.is_packed else "images" if images else "rows"
         found = f"Found {plan.rows} {what}"
         with contextlib.suppress(BadParameter):
-            if self.labels.are_classes:
+            if not plan.is_packed and self.labels.are_classes:
                 found += f" belonging to {len(self.labels.class_indices)} classes"
                 found += "" if self._prepare.labels is None else f" ({self.labels.given})"
         if len(self._prepare.targets) > 1:

@@ -178,7 +178,11 @@ class Preparation:
         }
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
         expected = y is None and not no_targets and not self._y.names
-        self.no_targets = no_label(dataset, self._x.names) if expected else None
+        self.no_targets = None
+        if expected and layout is not None and layout.pack is not None:
+            self.no_targets = _no_packed_targets(layout.fields[0])
+        elif expected:
+            self.no_targets = no_label(dataset, self._x.names)
         crops = dataset.crops({**(cropping or {}), "fields": self.fields})
         shapes = {name: dataset.fields[renamed.get(name, name)].shape for name in stored}
         if crops is not None:
@@ -408,3 +412,11 @@ def _check_known(dataset: Samples, names: list[str], valid: Collection[str]) -> 
         field = dataset.fields.get(name)
         if field is not None and not field.readable:
             raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")
+
+
+def _no_packed_targets(name: str) -> str:
+    """The message for packed rows without targets: how to choose them."""
+    return (
+        f"a packed row has no label, so batches have no targets: choose lists of equal length, such as y={name!r}. "
+        "Use y=[] if this is intended"
+    )
