@@ -46,7 +46,7 @@ class StoredImages:
     pixel_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The rows and batches of one epoch, known before the first batch is fetched."""
 
@@ -100,6 +100,10 @@ class Plan:
     """How lists and text are padded or packed when a batch has arrived."""
     fill: float | None = None
     """With ``pack``: share of the places of all packed rows that hold items."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(self.frame.fields)
+        return f"<Plan of {self.rows:,} rows in {self.batches:,} batches of {self.batch_size}, fields {fields}>"
 
     @cached_property
     def is_drawn(self) -> bool:

@@ -178,6 +178,8 @@ class RemoteDataset(Samples):
         ------
         DatasetNotFound, RevisionChanged, BadParameter
         """
+        if how not in (None, "inner"):
+            raise BadParameter(f"how={how!r} must be 'inner', which leaves out rows without a partner, or None")
         joins = list(self._joins)
         for text in others:
             whose, colon, by = text.partition(":")
@@ -188,6 +190,12 @@ class RemoteDataset(Samples):
             other = RemoteDataset(self._client, info)
             joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
         return self._with_joins(joins, how or self._how)
+
+    def owner_of(self, field: str) -> tuple[Samples, str]:
+        for _, info in self._joins:
+            if field.startswith(f"{info['name']}{_OF_OTHER}"):
+                return RemoteDataset(self._client, info), field.removeprefix(f"{info['name']}{_OF_OTHER}")
+        return self, field
 
     def joined_by(self, options: dict[str, Any]) -> Self:
         others, how = options.pop("join", None), options.pop("how", None)

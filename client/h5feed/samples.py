@@ -75,6 +75,10 @@ class Samples(ABC):
         BadParameter
         """
 
+    def owner_of(self, field: str) -> tuple[Samples, str]:
+        """The dataset that a field is of, and its name there."""
+        return self, field
+
     def crops(self, asked: Mapping[str, Any]) -> Crops | None:
         """Which fields of an order are cropped, and how; None if nothing is."""
         return None

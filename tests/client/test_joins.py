@@ -219,6 +219,17 @@ def test_loops(ds: h5feed.Dataset, server: ServerProcess) -> None:
     assert [batch.rows.tolist() for batch in reopened.batches()] == [one.tolist() for one in rows]
 
 
+def test_labels_of_a_joined_dataset(ds: h5feed.Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Sequence counts their classes, and has the weights of those that are in the split."""
+    train = ds.sequence(join="deep:id=number", x="images", y="deep/labels", batch_size=8)
+    assert "Found 90 images belonging to 2 classes" in capsys.readouterr().out
+    own = IDS % 2
+    assert train.class_weight == pytest.approx({label: 90 / 2 / np.sum(own == label) for label in (0, 1)})
+    np.testing.assert_array_equal(train.classes, own)
+    with pytest.raises(BadParameter, match="how='outer' must be 'inner'"):
+        ds.join("deep:id=number", how="outer")  # type: ignore[arg-type]
+
+
 def test_errors(ds: h5feed.Dataset) -> None:
     """What cannot be joined is refused, with the reason and what would be right."""
     few = int((IN_PART < 0).sum())

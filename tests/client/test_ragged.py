@@ -314,6 +314,13 @@ def test_what_cannot_be_is_refused(texts: h5feed.Dataset, options: dict[str, Any
         texts.batches(**options)
 
 
+def test_loops_do_not_get_flat_lists(texts: h5feed.Dataset) -> None:
+    """One array of all items of a batch is neither the inputs nor the targets of its rows."""
+    for options in ({"x": "tokens", "y": []}, {"x": "labels", "y": "tokens"}):
+        with pytest.raises(BadParameter, match="pad='tokens' makes arrays of equal shape"):
+            texts.loader(**options)
+
+
 def test_unknown_fields_are_suggested(texts: h5feed.Dataset) -> None:
     with pytest.raises(FieldNotFound, match="did you mean 'tokens'"):
         texts.batches(pad="token")

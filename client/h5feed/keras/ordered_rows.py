@@ -84,7 +84,7 @@ class OrderedRows:
         if not self.labels.are_classes:
             raise BadParameter(f"{self.labels.name!r} does not hold classes: there is no class_weight")
         dataset = self._dataset
-        if "limit" in self._options or not isinstance(dataset, RemoteDataset) or "how" in dataset.join_options:
+        if "limit" in self._options or not isinstance(dataset, RemoteDataset) or dataset.join_options:
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}

@@ -101,8 +101,9 @@ class Labels:
     @cached_property
     def _counted(self) -> Mapping[str, Any]:
         """The server's answer about the classes of this field, over all rows."""
-        answer = self._dataset.splits(classes=self._source)
-        return answer if answer.get("classes_of") == self._source else {}
+        dataset, name = self._dataset.owner_of(self._source)
+        answer = dataset.splits(classes=name)
+        return answer if answer.get("classes_of") == name else {}
 
     @property
     def are_classes(self) -> bool:

@@ -164,6 +164,13 @@ class Preparation:
                 raise BadParameter(
                     f"the field {name!r} is text, but a model needs numbers: pad={name!r} gives its bytes as numbers"
                 )
+        for name in [*stored, *(one for one in self._y.names if one not in self._derived and one not in self._laid)]:
+            field = dataset.fields[renamed.get(name, name)]
+            if field.ragged and field.dtype != "string":
+                raise BadParameter(
+                    f"rows of the field {name!r} differ in length: pad={name!r} makes arrays of equal shape, and "
+                    "batches() returns the rows as they are"
+                )
         wanted = [*self._x.names, *self._y.names, *([sample_weight] if sample_weight else [])]
         self.fields = of_layout.requested([masks.get(name, name) for name in wanted])
         _check_known(dataset, self.fields, known)
