@@ -156,6 +156,8 @@ def test_missing_keys(ds: h5feed.Dataset) -> None:
     for wrong_use in ({}, {"keys": [1]}, {"rows": [1], "keys": [1], "key": "number"}, {"keys": "ab", "key": "name"}):
         with pytest.raises(BadParameter):
             ds.take(**wrong_use)
+    with pytest.raises(BadParameter, match="UTF-8"):
+        ds.take(keys=[b"\xff"], key="name")
     with pytest.raises(BadParameter, match=r"not 1\.5"):
         ds.take(keys=np.array([1.5]), key="number")
 
