@@ -204,8 +204,7 @@ class Preparation:
             )
             is not None
         }
-        for option, value in (("rescale", rescale), ("mean", mean), ("std", std)):
-            self._check_scaled(option, value, known)
+        self._check_scaled({"rescale": rescale, "mean": mean, "std": std}, known)
         self._pool = BufferPool(POOL_BYTES)
         self._transform = None if transform is None else adapted(transform)
         self.transforms = self._transform is not None
@@ -243,18 +242,19 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
-    def _check_scaled(self, option: str, value: Any, known: Collection[str]) -> None:
+    def _check_scaled(self, options: Mapping[str, Any], known: Collection[str]) -> None:
         """Raise `BadParameter` if an option of scaling names no field, or would have no effect on padded rows."""
-        named = value if isinstance(value, Mapping) else ()
-        for name in named:
-            if name not in known:
-                raise no_field(name, known, f"{option}=: there is no field")
-        for name in self._x.names:
-            if name in self._laid and (name in named if isinstance(value, Mapping) else value is not None):
-                raise BadParameter(
-                    f"{option}= cannot scale {name!r}, whose rows are padded or packed: use transform= for it, and "
-                    f"name the fields to scale in a dict, such as {option}={{'image': …}}"
-                )
+        for option, value in options.items():
+            named = value if isinstance(value, Mapping) else ()
+            for name in named:
+                if name not in known:
+                    raise no_field(name, known, f"{option}=: there is no field")
+            for name in self._x.names:
+                if name in self._laid and (name in named if isinstance(value, Mapping) else value is not None):
+                    raise BadParameter(
+                        f"{option}= cannot scale {name!r}, whose rows are padded or packed: use transform= for it, and "
+                        f"name the fields to scale in a dict, such as {option}={{'image': …}}"
+                    )
 
     def _check_sparse(self, dataset: Samples) -> None:
         """Raise `BadParameter` if sparse rows would have to be dense."""
