@@ -151,8 +151,7 @@ class Preparation:
         self._y = _Fields(
             dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout, known
         )
-        self._weight = sample_weight
-        self.inputs, self.targets = self._x.names, self._y.names
+        self._weight, self.inputs, self.targets = sample_weight, self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
             raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
