@@ -1001,7 +1001,10 @@ def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:
     found: list[str | int] = []
     for one in listed:
         if isinstance(one, bytes):
-            one = one.decode()
+            try:
+                one = one.decode()
+            except UnicodeDecodeError:
+                raise BadParameter(f"keys are text in UTF-8, which {one!r:.100} is not") from None
         if isinstance(one, (bool, np.bool_)) or not isinstance(one, (str, int, np.integer)):
             raise BadParameter(f"keys must be text or integers, not {one!r:.100}")
         found.append(one if isinstance(one, str) else int(one))

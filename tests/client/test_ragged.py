@@ -321,6 +321,17 @@ def test_loops_do_not_get_flat_lists(texts: h5feed.Dataset) -> None:
             texts.loader(**options)
 
 
+def test_padded_rows_are_not_scaled(texts: h5feed.Dataset) -> None:
+    """An option of scaling that would have no effect is an error, and so is one for a field that does not exist."""
+    for layout in ({"pad": "tokens"}, {"pack": 64, "pack_by": "tokens", "overlong": "split"}):
+        for scaling in ({"rescale": 0.5}, {"mean": "server"}, {"std": {"tokens": 2.0}}):
+            with pytest.raises(BadParameter, match="cannot scale 'tokens', whose rows are padded or packed"):
+                texts.loader(x="tokens", y=[], **layout, **scaling)
+        assert len(list(texts.loader(x="tokens", y=[], rescale={}, **layout)))
+    with pytest.raises(FieldNotFound, match=r"rescale=.*did you mean 'tokens'"):
+        texts.loader(x="tokens", y=[], pad="tokens", rescale={"token": 0.5})
+
+
 def test_unknown_fields_are_suggested(texts: h5feed.Dataset) -> None:
     with pytest.raises(FieldNotFound, match="did you mean 'tokens'"):
         texts.batches(pad="token")

@@ -84,13 +84,14 @@ def _write(folder: Path) -> None:
         broken.indices[broken.indptr[9]] = GENES
         _write_group(file, "X", broken, csr)
         file["y"] = TYPES
-        for name in ("backward", "beyond", "short", "lengths", "shapeless", "unsaid"):
+        for name in ("backward", "beyond", "short", "lengths", "shapeless", "unsaid", "negative"):
             _write_group(file, name, X, {} if name == "unsaid" else {"encoding-type": "csr_matrix"})
             if name not in ("shapeless", "unsaid"):
                 file[name].attrs["shape"] = X.shape
         file["backward/indptr"][3] = 1_000_000
         file["beyond/indptr"][-1] += 1
         file["short"].attrs["shape"] = (CELLS + 1, GENES)
+        file["negative"].attrs["shape"] = (CELLS, -GENES)
         del file["lengths/indices"]
         file["lengths/indices"] = X.indices[:-1]
         group = file.create_group("pairs")
@@ -193,6 +194,7 @@ def test_what_is_wrong_is_refused(feed: h5feed.Feed) -> None:
     assert f"not those of {CELLS + 1} rows" in reasons["short"]
     assert f"{X.nnz} values, but {X.nnz - 1} column indices" in reasons["lengths"]
     assert "its shape is missing" in reasons["shapeless"]
+    assert "two integers, 0 or more" in reasons["negative"]
     assert "does not say whether it is stored by rows" in reasons["unsaid"]
     assert "stored as coordinates" in reasons["pairs"]
     with pytest.raises(UnsupportedField, match="coordinates"):

@@ -23,6 +23,7 @@ from h5feed_server.jobs import registry
 from h5feed_server.jobs import turns as turns_module
 from h5feed_server.jobs.registry import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
 from h5feed_server.jobs.turns import Turns
+from h5feed_server.tokens.scope import SCOPE, DatasetScope
 
 from tests.support.no_threads import no_more_threads
 from tests.support.server_process import ServerProcess
@@ -226,6 +227,20 @@ def test_checks_without_a_thread() -> None:
         return await checks.run(lambda: 2, 60)
 
     assert asyncio.run(check()) == 2
+
+
+def test_a_job_about_two_datasets_needs_a_scope_of_both(endless: tuple[Jobs, _Endless]) -> None:
+    """As joins are: whoever may not see the other dataset neither sees nor stops the job."""
+    jobs, _ = endless
+    job = jobs.start("endless", {"dataset": "a", "other": {"dataset": "b", "revision": "0"}}, "").id
+    for patterns, is_seen in ((("a",), False), (("b",), False), (("a", "b"), True), (None, True)):
+        before = SCOPE.set(DatasetScope(patterns))
+        try:
+            assert (jobs.state(job, "somebody") is not None) == is_seen
+            if not is_seen:
+                assert not jobs.delete(job, "somebody")
+        finally:
+            SCOPE.reset(before)
 
 
 def test_a_job_that_nobody_asks_for_is_stopped(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:

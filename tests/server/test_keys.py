@@ -156,6 +156,8 @@ def test_missing_keys(ds: h5feed.Dataset) -> None:
     for wrong_use in ({}, {"keys": [1]}, {"rows": [1], "keys": [1], "key": "number"}, {"keys": "ab", "key": "name"}):
         with pytest.raises(BadParameter):
             ds.take(**wrong_use)
+    with pytest.raises(BadParameter, match="UTF-8"):
+        ds.take(keys=[b"\xff"], key="name")
     with pytest.raises(BadParameter, match=r"not 1\.5"):
         ds.take(keys=np.array([1.5]), key="number")
 
@@ -221,6 +223,35 @@ def test_collisions(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 services.keys.rows(dataset, field, ["-99999"])
     finally:
         services.close(wait=True)
+
+
+def test_keys_that_repeat_are_bounded(data: Path, tmp_path: Path) -> None:
+    """Many equal keys, each with many rows, are refused before their product takes memory; so are joins by them."""
+    services = Services.start(Settings(data_dir=data, cache_dir=tmp_path))
+    try:
+        wait_until(lambda: services.catalog.is_known())
+        dataset = services.catalog.dataset("a", None)
+        several = len(np.flatnonzero(KINDS == 0))
+        rows = services.keys.rows(dataset, "kind", [0] * 10, several=True, limit=10 * several)
+        assert rows.tolist() == 10 * np.flatnonzero(KINDS == 0).tolist()
+        for is_several in (True, False):
+            with pytest.raises(TooLarge, match=f"more than {10 * several - 1} rows"):
+                services.keys.rows(dataset, "kind", [0] * 10, several=is_several, limit=10 * several - 1)
+    finally:
+        services.close(wait=True)
+
+
+def test_joins_by_a_key_of_few_values_are_bounded(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """Two datasets with the same key in all rows have a product of rows that no memory holds."""
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for name in ("one", "two"):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["x"], file["kind"] = np.zeros(20_000, np.int8), np.zeros(20_000, np.int8)
+    server = serve(folder)
+    answer = HTTP.get(f"{server.url}/v1/datasets/one/batches/0", params={"join": "two:kind"})
+    assert answer.json()["code"] == "too_large" and "join by a key that is unique there" in answer.text
+    assert HTTP.get(f"{server.url}/v1/datasets/one/batches/0", params={"join": "two"}).status_code == 200
 
 
 def test_no_rows(server: ServerProcess) -> None:

@@ -131,16 +131,16 @@ def _extents(members: Mapping[str, Segment], about: Mapping[str, Any], read: Rea
         raise _Unservable("it is stored by columns, so reading a row would read all of it. " + _CONVERT)
     shape: Any = about.get("shape") or about.get("h5sparse_shape")
     if kind in _BY_ROWS:
-        if not isinstance(shape, list) or len(shape) != 2 or not all(type(extent) is int for extent in shape):
-            raise _Unservable("its shape is missing: it should be an attribute with two integers")
+        if not isinstance(shape, list) or len(shape) != 2 or not all(type(one) is int and one >= 0 for one in shape):
+            raise _Unservable("its shape is missing: it should be an attribute with two integers, 0 or more")
         return shape[0], shape[1]
     stored = members.get("shape")
     if kind or stored is None or "barcodes" not in members or not is_flat(stored) or stored.rows != 2:
         raise _Unservable("its group does not say whether it is stored by rows. " + _CONVERT)
     # Of 10x Genomics: features × barcodes, by barcodes.
     values = read(stored)
-    if len(values) != 2:
-        raise _Unservable("its shape cannot be read")
+    if len(values) != 2 or min(values) < 0:
+        raise _Unservable("its shape cannot be read, or is negative")
     return int(values[1]), int(values[0])
 
 

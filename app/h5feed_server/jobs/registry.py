@@ -116,6 +116,13 @@ class JobState:
     def dataset(self) -> str:
         return str(self.request.get("dataset", ""))
 
+    @property
+    def is_in_scope(self) -> bool:
+        """Whether the caller may see all datasets that it is about; joins are about two."""
+        other = self.request.get("other", {}).get("dataset", self.dataset)
+        covers = SCOPE.get().covers
+        return covers(self.dataset) and covers(str(other))
+
 
 class InProgress(Exception):
     """The result is not available yet; a job is computing it.
@@ -292,7 +299,7 @@ class Jobs:
         with self._lock:
             mine = self._mine.get(job)
         state = mine.state if mine is not None else self._read(job)
-        if state is None or not SCOPE.get().covers(state.dataset):
+        if state is None or not state.is_in_scope:
             return False
         ago = self._askers.others(job, but=asker)
         if not state.is_over and ago < WANTED_SECONDS:
@@ -321,7 +328,7 @@ class Jobs:
         with self._lock:
             mine = self._mine.get(job)
         state = mine.state if mine is not None else self._read(job)
-        if state is None or not SCOPE.get().covers(state.dataset):
+        if state is None or not state.is_in_scope:
             return None
         if mine is not None or state.is_over or state.kind not in self._kinds:
             return state

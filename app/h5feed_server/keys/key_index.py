@@ -28,7 +28,7 @@ from ..splits.large import wait_for_content
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
 from ..storage.reader import Reader
 from .key_values import HASH_VERSION, Values, block_rows, key_field, values_at, values_of_keys, values_of_rows
-from .sorted_file import Damaged, SortedFile, write_sorted
+from .sorted_file import Damaged, SortedFile, TooManyRows, write_sorted
 
 Int64s = npt.NDArray[np.int64]
 
@@ -116,7 +116,8 @@ class KeyIndexes:
 
         Raises
         ------
-        TooLarge
+        TooManyRows
+            The keys have more rows than `limit`, those of keys that repeat counted each time.
         InProgress
         """
         hashes, places = np.unique(wanted.hashes(), return_inverse=True)
@@ -132,6 +133,9 @@ class KeyIndexes:
         counts = np.bincount(found, minlength=len(hashes))
         begins = np.cumsum(counts) - counts
         each = counts[places]
+        if int(each.sum()) > limit:
+            # Keys that are listed often multiply: each has all the rows again.
+            raise TooManyRows(limit)
         which = np.repeat(np.arange(len(wanted)), each)
         within = np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)
         candidates = rows[np.repeat(begins[places], each) + within]

@@ -20,6 +20,7 @@ from ..row_bits import LISTED_ROWS
 from ..splits.large import wait_for_content
 from .key_index import KeyIndexes, is_quick
 from .key_values import HASH_VERSION, key_field, values_of_rows
+from .sorted_file import TooManyRows
 
 Rows = npt.NDArray[Any]
 """(rows,) int32, or int64 if the other dataset is large; -1 for rows without a partner."""
@@ -122,7 +123,14 @@ class Partners:
         for values in values_of_rows(self._keys.reader, field):
             count = len(values)
             # Found twice, a key is an error: how often does not matter.
-            which, rows = self._keys.matches(other, other_field, values, limit=2 * count + 1_000_000)
+            try:
+                which, rows = self._keys.matches(other, other_field, values, limit=2 * count + 1_000_000)
+            except TooManyRows:
+                raise TooLarge(
+                    f"join={other.name}: too many rows of {other.name!r} have the {field.name!r} of rows {start} … "
+                    f"{start + count - 1} of {dataset.name!r} as {other_field.name!r}: join by a key that is unique "
+                    "there, and whose texts do not differ in their middle only"
+                ) from None
             several = np.flatnonzero(np.bincount(which, minlength=count) > 1)
             if len(several):
                 own = rows[which == several[0]][:5].tolist()

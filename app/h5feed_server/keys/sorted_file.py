@@ -45,6 +45,13 @@ class Damaged(Exception):
     """The file is missing, or differs from its table."""
 
 
+class TooManyRows(TooLarge):
+    """More rows than a limit have the keys that are looked for."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit} rows have these keys: request fewer keys at once, or use where=")
+
+
 @dataclass(frozen=True)
 class SortedFile:
     """An open index, by its table.
@@ -87,7 +94,7 @@ class SortedFile:
 
         Raises
         ------
-        TooLarge
+        TooManyRows
         Damaged
         """
         # Blocks that may have each hash.
@@ -96,7 +103,7 @@ class SortedFile:
         if not self.entries or not len(hashes):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         if (int((last - first).max()) - 1) * BLOCK > limit:
-            raise _too_many(limit)
+            raise TooManyRows(limit)
         # Many blocks are read at a time where most of them are needed.
         step = _BLOCKS_AT_ONCE if len(hashes) > len(self.fences) else 1
         begins, counts = first // step, last // step - first // step + 1
@@ -116,7 +123,7 @@ class SortedFile:
                 counts = np.searchsorted(entries["hash"], wanted, "right") - left
                 total += (found := int(counts.sum()))
                 if total > limit:
-                    raise _too_many(limit)
+                    raise TooManyRows(limit)
                 own = np.repeat(np.arange(len(wanted)), counts)
                 within = np.arange(found) - np.repeat(np.cumsum(counts) - counts, counts)
                 which.append(least + own)
@@ -278,7 +285,3 @@ def _write(out: Any, entries: Entries, fences: list[Any], sums: list[int]) -> No
 
 def _joined(parts: list[npt.NDArray[Any]]) -> Int64s:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-
-
-def _too_many(limit: int) -> TooLarge:
-    return TooLarge(f"more than {limit} rows have these keys: request fewer keys at once, or use where=")

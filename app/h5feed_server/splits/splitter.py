@@ -533,10 +533,12 @@ class Splitter:
             raise UnsupportedField(
                 f"weights={spec.weights}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
             )
-        ends = np.cumsum(weights if pool is None else weights[pool])
+        with np.errstate(over="ignore"):
+            ends = np.cumsum(weights if pool is None else weights[pool])
         if len(ends) and not 0 < ends[-1] < np.inf:
             raise UnsupportedField(
-                f"weights={spec.weights}: weights of the split add up to {ends[-1]}; nothing to draw"
+                f"weights={spec.weights}: weights of the split add up to {ends[-1]}: "
+                + ("nothing to draw" if not ends[-1] else "divide them by their largest")
             )
         return Weighted(pool, ends)
 

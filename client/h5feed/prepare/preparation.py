@@ -75,7 +75,7 @@ class Preparation:
         Options of `Dataset.splits`.
     ragged : mapping, optional
         The options ``pad``, ``pack`` … of `h5feed.ragged.layout_of`. Padded and packed fields are passed on as they
-        are, and so are the arrays that come with them: ``x=["tokens", "tokens.mask"]``.
+        are, without scaling, and so are the arrays that come with them: ``x=["tokens", "tokens.mask"]``.
     sparse : ``"dense"`` or ``"csr"``
         What inputs with sparse rows become. ``"csr"``: matrices of scipy, without scaling or transform.
     masks : mapping of str to str, optional
@@ -151,8 +151,7 @@ class Preparation:
         self._y = _Fields(
             dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout, known
         )
-        self._weight = sample_weight
-        self.inputs, self.targets = self._x.names, self._y.names
+        self._weight, self.inputs, self.targets = sample_weight, self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
             raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
@@ -204,6 +203,7 @@ class Preparation:
             )
             is not None
         }
+        self._check_scaled({"rescale": rescale, "mean": mean, "std": std}, known)
         self._pool = BufferPool(POOL_BYTES)
         self._transform = None if transform is None else adapted(transform)
         self.transforms = self._transform is not None
@@ -240,6 +240,20 @@ class Preparation:
         if weight is not None:
             return x, y, weight
         return (x,) if y is None else (x, y)
+
+    def _check_scaled(self, options: Mapping[str, Any], known: Collection[str]) -> None:
+        """Raise `BadParameter` if an option of scaling names no field, or would have no effect on padded rows."""
+        for option, value in options.items():
+            named = value if isinstance(value, Mapping) else ()
+            for name in named:
+                if name not in known:
+                    raise no_field(name, known, f"{option}=: there is no field")
+            for name in self._x.names:
+                if name in self._laid and (name in named if isinstance(value, Mapping) else value is not None):
+                    raise BadParameter(
+                        f"{option}= cannot scale {name!r}, whose rows are padded or packed: use transform= for it, and "
+                        f"name the fields to scale in a dict, such as {option}={{'image': …}}"
+                    )
 
     def _check_sparse(self, dataset: Samples) -> None:
         """Raise `BadParameter` if sparse rows would have to be dense."""
