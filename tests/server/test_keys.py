@@ -157,7 +157,7 @@ def test_missing_keys(ds: h5feed.Dataset) -> None:
         with pytest.raises(BadParameter):
             ds.take(**wrong_use)
     with pytest.raises(BadParameter, match="UTF-8"):
-        ds.take(keys=[b"\xff"], key="name")
+        ds.take(keys=[b"\xff"], key="name")  # type: ignore[list-item]
     with pytest.raises(BadParameter, match=r"not 1\.5"):
         ds.take(keys=np.array([1.5]), key="number")
 
