@@ -74,6 +74,7 @@ PUBLIC = [
     "KeysNotFound",
     "Loader",
     "MethodNotAllowed",
+    "Mixture",
     "NotAcceptable",
     "NotFound",
     "Overloaded",
@@ -99,6 +100,7 @@ PUBLIC = [
     "__version__",
     "class_balanced",
     "connect",
+    "mix",
     "reopen",
 ]
 

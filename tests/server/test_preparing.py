@@ -17,7 +17,7 @@ import psutil
 import pytest
 from h5feed.errors import DatasetNotFound, Preparing
 from h5feed_server.catalog import catalog as catalogue
-from h5feed_server.catalog import discovery
+from h5feed_server.catalog import discovery, sources
 from h5feed_server.catalog.inspections import Inspections, NotYet
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
@@ -88,7 +88,7 @@ def test_the_folder_is_walked_through_once_a_second(services: Services, monkeypa
         walks.append(time.monotonic())
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(catalogue, "walk", counted)
+    monkeypatch.setattr(sources, "walk", counted)
     began = time.monotonic()
     for number in range(2000):
         with pytest.raises((NotYet, DatasetNotFound)):

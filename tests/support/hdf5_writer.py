@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+ROOT = Path(__file__).parents[2]
 
 WIDTH = 6
 
@@ -94,7 +97,11 @@ class Hdf5Writer:
     def __init__(self, path: Path, mode: str = "w", *, swmr: bool = True, **options: Any) -> None:
         arguments = [str(path), mode, "swmr" if swmr else "alone", repr(options)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert self._answer() == "open"
 

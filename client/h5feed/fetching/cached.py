@@ -165,14 +165,15 @@ def _widest_first(plan: Plan) -> list[Tensor]:
 
 
 def _flat_fields(plan: Plan) -> list[str]:
-    """Fields whose rows differ in length, which are not cached."""
+    """Fields whose rows differ in length, which are not cached. Image files that are decoded here do not count."""
     frame = plan.frame
-    return [name for name in frame.fields if name in frame.sparse or name in frame.flat]
+    flat = (name for name in frame.fields if name in frame.sparse or name in frame.flat)
+    return [name for name in flat if name not in plan.decoding]
 
 
 def _stores_of(cache: RowCache, plan: Plan) -> dict[str, FieldStore]:
     """The store of each field that can be cached; empty if the cache is of no use."""
-    uncached = {ROWS, WEIGHT, *plan.frame.flat, *plan.frame.offsets}
+    uncached = {ROWS, WEIGHT, *plan.frame.flat, *plan.frame.offsets} - plan.decoding.keys()
     stores: dict[str, FieldStore] = {}
     for tensor in _widest_first(plan):
         if tensor.name not in uncached:
