@@ -12,7 +12,8 @@ import numpy as np
 from .errors import BadAnswer, BadParameter
 from .net import jobs
 from .options import split_options
-from .plan import Plan, conditions_text
+from .order import SPLIT_ALIASES
+from .plan import Plan, conditions, conditions_text
 from .remote_dataset import RemoteDataset
 
 RECORD_VERSION = 1
@@ -21,9 +22,6 @@ _NO_RECORD = "not a record of h5feed: expected what Source.record() or Source.js
 
 _OF_THIS_RUN = frozenset(("epoch", "decode", "compress", "sparse"))
 """Options that change neither the rows of a batch nor their order, and the epoch, which every pass has another of."""
-
-_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
-"""Names that requests may use for a split, and the name in reports."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Source:
         return blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def __str__(self) -> str:
-        where = conditions_text(_conditions(self.options.get("where")))
+        where = conditions_text(conditions(self.options.get("where")))
         return f"{self.split!r} of {self.dataset!r}{where}: {self.rows:,} rows, revision {self.revision}"
 
 
@@ -125,7 +123,7 @@ def source_of(dataset: RemoteDataset, split: str, options: Mapping[str, Any], ti
     """
     revision = dataset.settle()
     splits = dataset.splits(timeout=timeout, **split_options(options))["splits"]
-    found = splits.get(_ALIASES.get(split, split), splits.get(split))
+    found = splits.get(SPLIT_ALIASES.get(split, split), splits.get(split))
     if found is None:
         # The server says which splits there are.
         dataset.plan(split, batch_size=1, **split_options(options))
@@ -181,10 +179,6 @@ def differences(source: Source, dataset: RemoteDataset) -> Iterator[str]:
 def _kind(field: Mapping[str, Any]) -> str:
     shape = field.get("shape")
     return f"{field.get('dtype')}{'[…]' if shape is None else shape}"
-
-
-def _conditions(where: Any) -> tuple[str, ...]:
-    return (where,) if isinstance(where, str) else tuple(where or ())
 
 
 def plain(name: str, value: Any) -> Any:

@@ -29,6 +29,9 @@ ROUNDS = 8
 
 Last = Literal["keep", "drop", "pad"]
 
+SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
+"""Names that requests may use for a split, and its name in answers."""
+
 _U32 = np.uint64(32)
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)

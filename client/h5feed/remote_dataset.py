@@ -574,7 +574,8 @@ class RemoteDataset(Samples):
             self._plans[cut] = answer
             if answer["replaces"] and params.get("shard", "0") == "0":
                 tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
-        frame, is_dense = self._frame(asked), options.get("sparse") == "dense"
+        frame = self._frame(asked)
+        is_dense, unpacking = options.get("sparse") == "dense", self._unpacking(options)
         is_cropped = asked.get("crop") is not None
         limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
         part_rows = answer.get("part_rows", batch_size)
@@ -591,7 +592,7 @@ class RemoteDataset(Samples):
             + batch_size
             * sum(
                 math.prod(frame.tensors[name][1]) * np.dtype(packing.dtype).itemsize
-                for name, packing in self._unpacking(options).items()
+                for name, packing in unpacking.items()
             ),
             params=params,
             batch_size=batch_size,
@@ -607,7 +608,7 @@ class RemoteDataset(Samples):
             frame=frame,
             decoding=decoding,
             dense=is_dense,
-            unpacking=self._unpacking(options),
+            unpacking=unpacking,
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
@@ -825,6 +826,13 @@ class RemoteDataset(Samples):
                 asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
         return cast(OrderOptions, asked), layout
 
+    def _described(self) -> dict[str, dict[str, Any]]:
+        """The server's descriptions of all fields by name, also of joined datasets."""
+        found = {field["name"]: field for field in self.info["fields"]}
+        for _, info in self._joins:
+            found |= {f"{info['name']}{_OF_OTHER}{field['name']}": field for field in info["fields"]}
+        return found
+
     def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
         """How to unpack the requested fields, with ``decode_cf``.
 
@@ -835,12 +843,9 @@ class RemoteDataset(Samples):
         """
         if not options.get("decode_cf"):
             return {}
-        cf = {field["name"]: field.get("cf") for field in self.info["fields"]}
-        for _, info in self._joins:
-            cf |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("cf") for own in info["fields"]}
-        stored, found = renamed(options), {}
+        described, stored, found = self._described(), renamed(options), {}
         for name in self._chosen(options):
-            packed = cf.get(stored.get(name, name))
+            packed = described.get(stored.get(name, name), {}).get("cf")
             if not packed:
                 continue
             if len(packed) > 1:
@@ -924,11 +929,11 @@ class RemoteDataset(Samples):
         if asked.get("crop") is None:
             return None
         as_stored, known, stored = names_of(asked.get("encoded")), self._known(asked), renamed(asked)
-        axes = {field["name"]: field.get("spatial_axes", 0) for field in self.info["fields"]}
-        for _, info in self._joins:
-            axes |= {f"{info['name']}{_OF_OTHER}{own['name']}": own.get("spatial_axes", 0) for own in info["fields"]}
+        described = self._described()
         rows = {
-            name: RowShape(known[name].shape, 0 if name in as_stored else axes[stored.get(name, name)])
+            name: RowShape(
+                known[name].shape, 0 if name in as_stored else described[stored.get(name, name)].get("spatial_axes", 0)
+            )
             for name in self._chosen(asked)
             if name in known
         }

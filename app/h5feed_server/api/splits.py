@@ -8,10 +8,10 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from h5feed.errors import NotAcceptable, TooLarge
+from h5feed.order import SPLIT_ALIASES
 from h5feed.wire import ROWS, Body, Tensor
 
 from ..row_bits import RowRuns
-from ..splits.order_spec import SPLIT_ALIASES
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from h5feed.errors import NotAcceptable, RowOutOfRange, UnsupportedField
+from h5feed.order import SPLIT_ALIASES
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
 from ..jobs.registry import InProgress
 from ..services import Services
-from ..splits.order_spec import SPLIT_ALIASES
 from ..stats.field_stats import FieldStats
 from .binary import (
     NOT_MODIFIED,

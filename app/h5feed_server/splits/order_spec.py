@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
-from h5feed.order import Last
+from h5feed.order import SPLIT_ALIASES, Last
 from pydantic import Field, field_validator, model_validator
 
 from .crops_spec import CropsSpec
 from .joins_spec import JoinsSpec
 from .ragged_spec import RaggedSpec
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
-
-SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
 class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec, RaggedSpec):

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadParameter
+from ..order import SPLIT_ALIASES
 from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
 from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
 from ..samples import Samples
-
-_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
 class OrderedRows:
@@ -89,7 +88,7 @@ class OrderedRows:
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
         answer = self._dataset.splits(**self._split_options, classes=self.labels.name)
-        split = answer["splits"][_ALIASES.get(self._split, self._split)]
+        split = answer["splits"][SPLIT_ALIASES.get(self._split, self._split)]
         return {self.labels.index(entry["value"]): entry["weight"] for entry in split["classes"]}
 
     def found(self, plan: Plan) -> str:

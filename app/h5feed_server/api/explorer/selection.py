@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.order import SPLIT_ALIASES
 from pydantic import Field
 
 from ...catalog.dataset import Dataset
 from ...row_bits import RowBits, RowRuns, RowSet, as_list
 from ...services import Services
-from ...splits.order_spec import SPLIT_ALIASES
 from ...splits.split_spec import FilteredSpec
 from ...stats.row_search import MAX_TEXT
 
