@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
-from h5feed_server.batches.batcher import BatchPlan
 from h5feed_server.batches.pieces import PiecesPlan
+from h5feed_server.batches.plan import BatchPlan
 from h5feed_server.batches.sampled import RowMap, SampledField
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings

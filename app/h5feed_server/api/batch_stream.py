@@ -16,8 +16,8 @@ from h5feed.errors import BadParameter, FeedError, TooLarge
 from h5feed.wire import MEDIA_TYPE, WAIT_HEADER
 from starlette.types import Receive, Scope, Send
 
-from ..batches.batcher import BatchPlan
 from ..batches.pieces import PiecesPlan
+from ..batches.plan import BatchPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from h5feed.errors import BatchOutOfRange, NotAcceptable
 from h5feed.wire import Tensor
 
-from ..batches.batcher import BatchPlan
+from ..batches.plan import BatchPlan
 from ..services import Services
 from .batch_stream import BatchStream, body_plan_of, filled, part_of, plan_of
 from .binary import (

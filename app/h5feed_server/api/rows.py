@@ -59,7 +59,7 @@ async def get_rows(
             return not_modified(headers)
         _heed(cache_control, services)
         if query.key is not None:
-            services.batcher.check_count(len(query.value))
+            services.batcher.limits.check_count(len(query.value))
             several, limit = query.duplicates == "all", services.settings.max_rows
             wanted = services.keys.rows(dataset, query.key, query.value, several=several, limit=limit)
             return _answer(request, services, dataset, wanted, query, form, headers)
@@ -71,7 +71,7 @@ async def get_rows(
             raise RowOutOfRange(
                 f"rows {query.start} … {stop - 1} are not all there: valid is 0 ≤ start ≤ stop ≤ {count}{meet}"
             )
-        services.batcher.check_count(len(range(query.start, stop, query.step)))
+        services.batcher.limits.check_count(len(range(query.start, stop, query.step)))
         if kept is None:
             wanted = np.arange(query.start, stop, query.step)
         else:
@@ -107,7 +107,7 @@ async def post_rows(
         dataset = services.catalog.dataset(name, query.revision)
         _heed(cache_control, services)
         listed = wanted.rows if wanted.rows is not None else wanted.keys or []
-        services.batcher.check_count(len(listed))
+        services.batcher.limits.check_count(len(listed))
         if wanted.key is not None:
             several, limit = wanted.duplicates == "all", services.settings.max_rows
             rows = services.keys.rows(dataset, wanted.key, listed, several=several, limit=limit)

@@ -29,8 +29,9 @@ from h5feed.stored.pieces import (
 from h5feed.wire import CROP, ROWS, WEIGHT, WORTHWHILE, Body, Tensor
 
 from ..catalog.dataset import Dataset
-from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_fields
+from .bodies import Lists, body_of, lengths_of, lists_of, read_fields
 from .compression import WORK_BYTES, compress, is_raw, refusal
+from .plan import BatchPlan
 from .sampled import SampledField
 
 SMALL_ROW_BYTES = 4096
