@@ -777,7 +777,7 @@ class RemoteDataset(Samples):
         if (weights := asked.get("weights")) is not None:
             asked["weights"] = self.named_weights(weights)
         if self._joins and asked.get("fields") is None:
-            asked["fields"] = self._chosen({})
+            asked["fields"] = self._chosen(asked)
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.short_folder import short_folder
+from tests.support.windows import OFFSETS, Windows
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -137,52 +138,6 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
     assert sorted(seen) == list(range(sum(LENGTHS)))
 
 
-class Reference:
-    """Windows by plain loops over lists."""
-
-    def __init__(self, split: list[int], episodes: list[int], options: dict[str, Any]) -> None:
-        self._options = options
-        self._runs: list[list[int]] = []
-        for row in split:
-            if self._runs and self._runs[-1][-1] == row - 1 and episodes[row - 1] == episodes[row]:
-                self._runs[-1].append(row)
-            else:
-                self._runs.append([row])
-        self.run_of = {row: run for run in self._runs for row in run}
-
-    def offsets(self, field: str) -> int | list[int]:
-        own = self._options.get("offsets", {}).get(field)
-        if own is not None:
-            return own if isinstance(own, int) else list(own)
-        length, rate = self._options.get("sequence_length"), self._options.get("sampling_rate", 1)
-        return 0 if length is None else [rate * step for step in range(length)]
-
-    def samples(self) -> list[int]:
-        every = [0]
-        for name in (None, *self._options.get("offsets", {})):
-            own = self.offsets(name)
-            every += [own] if isinstance(own, int) else own
-        found = []
-        for run in self._runs:
-            anchors = run
-            if self._options.get("ends") != "pad":
-                anchors = [row for row in run if all(row + offset in run for offset in every)]
-            found += anchors[:: self._options.get("sequence_stride", 1)]
-        return found
-
-    def rows(self, sample: int, field: str) -> tuple[Any, Any]:
-        """Row ids of a field of a sample, and which of them are real."""
-        run, own = self.run_of[sample], self.offsets(field)
-        wanted = [sample + offset for offset in ([own] if isinstance(own, int) else own)]
-        rows, real = [min(max(row, run[0]), run[-1]) for row in wanted], [row in run for row in wanted]
-        return (rows[0], real[0]) if isinstance(own, int) else (rows, real)
-
-
-_OFFSETS = st.one_of(
-    st.integers(-4, 5),
-    st.lists(st.integers(-3, 4), min_size=1, max_size=4),
-    st.builds(range, st.integers(-3, 0), st.integers(1, 5), st.integers(1, 2)),
-)
 FIELDS = ["x", "packed", "target"]
 
 
@@ -194,7 +149,7 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
     if has_length:
         options |= {"sequence_length": draw(st.integers(1, 4)), "sampling_rate": draw(st.integers(1, 2))}
     if draw(st.booleans()) or not has_length:
-        options["offsets"] = draw(st.dictionaries(st.sampled_from(FIELDS), _OFFSETS, min_size=1))
+        options["offsets"] = draw(st.dictionaries(st.sampled_from(FIELDS), OFFSETS, min_size=1))
     options |= draw(
         st.fixed_dictionaries(
             {},
@@ -213,7 +168,7 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
     return options
 
 
-def _expected(batch: h5feed.Batch, reference: Reference) -> None:
+def _expected(batch: h5feed.Batch, reference: Windows) -> None:
     for field in FIELDS:
         found = [reference.rows(row, field) for row in batch.rows.tolist()]
         source = SERIES["x" if field == "packed" else field]
@@ -235,7 +190,7 @@ def test_equal_to_plain_loops(
         options["val"] = 1 if options.get("episode") == "trial" else 0.4
         rows = series.split_rows("val", **{name: options[name] for name in options if name in _OF_SPLITS}).tolist()
     episodes = IDS.tolist() if options.get("episode") == "trial" else [0] * SERIES_ROWS
-    reference = Reference(rows, episodes, options)
+    reference = Windows(rows, episodes, options)
     samples = reference.samples()
     if not samples:
         with pytest.raises(BadParameter, match="spans"):

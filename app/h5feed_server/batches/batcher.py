@@ -35,7 +35,7 @@ from .order import Order
 from .plan import BatchPlan
 from .ragged import RaggedRows
 from .sampled import each_row
-from .windows import windows_of
+from .windows import fields_of
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -107,17 +107,14 @@ class Batcher:
         """
         dataset = self._catalog.dataset(name, revision)
         # Looked up for each request: this caller may not see them, and they may have changed.
-        joined = Joined.of(self._catalog, self._partners, dataset, spec)
+        windows = partial(self.splitter.windows, dataset, spec) if spec.has_windows else None
+        joined = Joined.of(self._catalog, self._partners, dataset, spec, windows)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
         return self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
         dataset = joined.dataset
-        if spec.has_windows:
-            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
-        else:
-            fields = joined.fields(spec.fields, spec.encoded)
-        fields, crops = with_crops(spec, fields)
+        fields, crops = with_crops(spec, fields_of(joined, spec))
 
         def split_rows() -> RowSet | None:
             return joined.select(spec, self.splitter.samples(dataset, spec))
@@ -131,7 +128,7 @@ class Batcher:
             self.split_jobs.strata(dataset, by, bins=bins)
         joined.check()
         listed = joined.select(spec, self.split_jobs.samples(dataset, spec))
-        joined.check_complete(listed, spec.limit)
+        joined.check_complete(spec, listed)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
@@ -161,9 +158,9 @@ class Batcher:
         bucketed: Callable[[], Bucketed] | None = None
         packed: Callable[[], Packed] | None = None
         if spec.bucket is not None:
-            bucketed = self._ragged.bucketed(dataset, spec, batch_size * (spec.bucket_group or spec.shards))
+            bucketed = self._ragged.bucketed(joined, spec, batch_size * (spec.bucket_group or spec.shards))
         if spec.pack is not None:
-            packed = self._ragged.packed(dataset, spec, fields)
+            packed = self._ragged.packed(joined, spec, fields)
             rows = packed().count
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
@@ -175,7 +172,7 @@ class Batcher:
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
         )
-        plan = replace(plan, cuts=self._ragged.cuts(dataset, spec))
+        plan = replace(plan, cuts=self._ragged.cuts(joined, spec))
         return self.limits.limited(plan, batch_size)
 
     def rows(self, dataset: Dataset, chosen: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,41 @@ from h5feed.errors import BadParameter, KeysNotFound
 from h5feed.suggestions import no_field
 
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset, Field, names_in
 from ..keys.partners import Partners
 from ..row_bits import RowSet, as_list
 from ..splits.joins_spec import Join
 from ..splits.order_spec import OrderSpec
-from .sampled import RowMap, SampledField, each_row
+from ..splits.windows import Windows
+from ..splits.windows_spec import NO_WINDOWS
 
 Int64s = npt.NDArray[np.int64]
 
+OF_OTHER = "/"
+"""Between the names of a joined dataset and of its field: no name of either contains it."""
+
 _SHOWN = 5
+
+
+class Source(NamedTuple):
+    """Where a field of samples is stored.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        The dataset that it is of.
+    stored : Field
+        The field there.
+    field : Field
+        The same with the name that it has in samples.
+    partners : callable or None
+        From rows of the plan's dataset, of any shape, to rows of `dataset`; -1: none. None: they are the same.
+    """
+
+    dataset: Dataset
+    stored: Field
+    field: Field
+    partners: Callable[[Int64s], Int64s] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,15 +59,26 @@ class Joined:
     dataset : Dataset
         Whose rows number the samples.
     others : tuple of (Join, Dataset)
+    windows : callable or None
+        Returns the samples, if they are windows of rows. It is a function so that plans do not hold references to what
+        a cache may want to drop.
     """
 
     dataset: Dataset
     others: tuple[tuple[Join, Dataset], ...]
     inner: bool
     partners: Partners
+    windows: Callable[[], Windows] | None = None
 
     @classmethod
-    def of(cls, catalog: Catalog, partners: Partners, dataset: Dataset, spec: OrderSpec) -> Joined:
+    def of(
+        cls,
+        catalog: Catalog,
+        partners: Partners,
+        dataset: Dataset,
+        spec: OrderSpec,
+        windows: Callable[[], Windows] | None = None,
+    ) -> Joined:
         """Look up the datasets that `spec` joins, as far as the caller may see them.
 
         Raises
@@ -51,12 +86,12 @@ class Joined:
         DatasetNotFound, RevisionChanged, Unreadable
         """
         others = tuple((join, catalog.dataset(join.dataset, join.revision)) for join in spec.joins)
-        return cls(dataset, others, spec.how == "inner", partners)
+        return cls(dataset, others, spec.how == "inner", partners, windows)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Identifies the state of all joined datasets."""
-        return tuple((other.names.key, other.revision, other.identity) for _, other in self.others)
+        """Identifies the joins, and the state of all joined datasets."""
+        return tuple((join, other.names.key, other.revision, other.identity) for join, other in self.others)
 
     @property
     def revisions(self) -> str:
@@ -94,64 +129,69 @@ class Joined:
                     f"{self.dataset.rows}. Join by a key: join={join.dataset}:key=otherkey"
                 )
 
-    def fields(self, names: str | None, encoded: str | None) -> tuple[SampledField, ...]:
-        """Fields of all datasets, from comma-separated, percent-encoded lists. Those of others are ``OTHER/field``.
+    def chosen(self, names: str | Sequence[str] | None, encoded: str | None) -> tuple[Source, ...]:
+        """Fields of all datasets, from comma-separated, percent-encoded lists, or by name. Those of others are
+        ``OTHER/field``.
 
         Parameters
         ----------
-        names : str, optional
+        names : str or sequence of str, optional
             Default: inputs and labels of the dataset, and inputs of the others.
 
         Raises
         ------
         FieldNotFound, UnsupportedField, BadParameter
         """
-        if not self.others:
-            return each_row(self.dataset.chosen(names, encoded))
-        by_name = {other.name: (join, other) for join, other in self.others}
-        undecoded = _listed(encoded or "")
+        undecoded = names_in(encoded or "")
         if names is None:
-            own = self.dataset.chosen(None, [name for name in undecoded if "/" not in name])
-            wanted = [field.name for field in own]
+            wanted = [field.name for field in self.dataset.chosen(None, [one for one in undecoded if "/" not in one])]
             for _, other in self.others:
-                inputs = [f for f in other.fields if f.role == "input" and not f.unreadable and not f.is_ragged]
-                wanted += [f"{other.name}/{field.name}" for field in inputs]
+                readable = [field for field in other.fields if field.role == "input" and not field.unreadable]
+                wanted += [_of_other(other, field) for field in readable if field.is_sparse or not field.is_ragged]
         else:
-            wanted = list(dict.fromkeys(_listed(names)))
+            wanted = list(dict.fromkeys(names_in(names)))
         stray = next((name for name in undecoded if name not in wanted), None)
         if stray is not None:
             raise BadParameter(f"encoded={stray}: this field is not among the requested ones")
-        found: list[SampledField] = []
-        for name in wanted:
-            whose, slash, bare = name.partition("/")
-            as_stored = name in undecoded
-            if not slash or whose not in by_name:
-                if slash and name not in self._names():
-                    raise no_field(name, self._names(), "no joined dataset has the field")
-                found += each_row(self.dataset.chosen([name], [name] if as_stored else []))
-                continue
-            join, other = by_name[whose]
-            (field,) = other.chosen([bare], [bare] if as_stored else [])
-            found.append(SampledField(replace(field, name=name), RowMap(partial(self._partners, join, other))))
-        return tuple(found)
+        return tuple(self.source(name, encoded=name in undecoded) for name in wanted)
 
-    def select(self, spec: OrderSpec, rows: RowSet | None) -> RowSet | None:
-        """Leave out the rows of a split that have no partner, if the join is inner. None: all rows."""
+    def source(self, name: str, *, encoded: bool = False) -> Source:
+        """A readable field of any of the datasets.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, BadParameter
+        """
+        whose, slash, bare = name.partition(OF_OTHER)
+        found = next(((join, other) for join, other in self.others if slash and other.name == whose), None)
+        if found is None:
+            if slash and self.others and name not in (names := self.names):
+                raise no_field(name, names, "no joined dataset has the field")
+            (own,) = self.dataset.chosen([name], [name] if encoded else [])
+            return Source(self.dataset, own, own)
+        join, other = found
+        (field,) = other.chosen([bare], [bare] if encoded else [])
+        return Source(other, field, replace(field, name=name), partial(self._partners, join, other))
+
+    def select(self, spec: OrderSpec, samples: RowSet | None) -> RowSet | None:
+        """Leave out the samples of a split that have a row without partner, if the join is inner. None: all rows."""
         if not self.inner:
-            return rows
+            return samples
         dataset = self.dataset
-        key = (dataset.name, dataset.names.key, dataset.identity, spec.split, spec.split_spec, spec.where, spec.join)
-        return self.partners.selected((*key, *self.key), lambda: self._with_partners(rows))
+        windows = tuple(getattr(spec, name) for name in NO_WINDOWS)
+        way = (spec.split, spec.split_spec, spec.where, spec.join, windows)
+        key = (dataset.name, dataset.names.key, dataset.identity, way, *self.key)
+        return self.partners.selected(key, lambda: self._with_partners(spec, samples))
 
-    def _with_partners(self, rows: RowSet | None) -> npt.NDArray[Any]:
-        listed = np.arange(self.dataset.rows, dtype=np.int32) if rows is None else as_list(rows)
+    def _with_partners(self, spec: OrderSpec, samples: RowSet | None) -> npt.NDArray[Any]:
+        listed = np.arange(self.dataset.rows, dtype=np.int32) if samples is None else as_list(samples)
         for join, other in self.others:
             if join.key is not None:
-                listed = listed[self._rows_of(join, other)[listed] >= 0]
+                listed = listed[~self._alone(spec, join, other, listed)]
         return listed
 
-    def check_complete(self, rows: RowSet | None, limit: int | None) -> None:
-        """Check that every row of the split has its partners.
+    def check_complete(self, spec: OrderSpec, samples: RowSet | None) -> None:
+        """Check that all rows of the samples of a split have their partners.
 
         Raises
         ------
@@ -160,17 +200,31 @@ class Joined:
         for join, other in self.others:
             if join.key is None or self.inner:
                 continue
-            partners = self._rows_of(join, other)
-            listed = np.arange(self.dataset.rows) if rows is None else as_list(rows)
-            listed = listed[:limit]
-            alone = listed[partners[listed] < 0]
+            listed = np.arange(self.dataset.rows) if samples is None else as_list(samples)
+            listed = listed[: spec.limit]
+            alone = listed[self._alone(spec, join, other, listed)]
             if len(alone):
                 shown = ", ".join(map(str, alone[:_SHOWN].tolist()))
+                have = "rows have" if self.windows is None else "samples have a row with"
                 raise KeysNotFound(
-                    f"join={join.dataset}: {len(alone)} of {len(listed)} rows have a {join.key!r} that no row of "
+                    f"join={join.dataset}: {len(alone)} of {len(listed)} {have} a {join.key!r} that no row of "
                     f"{other.name!r} has as {join.other_key!r}: row {shown}{' …' if len(alone) > _SHOWN else ''}. "
                     "Leave them out with how=inner"
                 )
+
+    def _alone(self, spec: OrderSpec, join: Join, other: Dataset, samples: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which samples, (k,), have a row without a partner, of those that fields of `other` can be taken at."""
+        alone = self._rows_of(join, other) < 0
+        if self.windows is not None:
+            return self.windows().meet(samples, spec.offsets_within(f"{other.name}{OF_OTHER}"), alone)
+        found: npt.NDArray[np.bool_] = alone[samples]
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether this is the name of a field, readable or not."""
+        return name in (one.name for one in self.dataset.fields) or any(
+            name == _of_other(other, one) for _, other in self.others for one in other.fields
+        )
 
     def _partners(self, join: Join, other: Dataset, samples: Int64s) -> Int64s:
         if join.key is None:
@@ -181,15 +235,17 @@ class Joined:
         assert join.key is not None and join.other_key is not None
         return self.partners.of(self.dataset, join.key, other, join.other_key)
 
-    def _names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
         """Names of all fields that can be chosen."""
 
         def readable(dataset: Dataset) -> Sequence[Field]:
             return [field for field in dataset.fields if not field.unreadable]
 
         own = [field.name for field in readable(self.dataset)]
-        return own + [f"{other.name}/{field.name}" for _, other in self.others for field in readable(other)]
+        return own + [_of_other(other, field) for _, other in self.others for field in readable(other)]
 
 
-def _listed(names: str) -> list[str]:
-    return [unquote(name) for name in names.split(",") if name]
+def _of_other(other: Dataset, field: Field) -> str:
+    """Name of a field of a joined dataset."""
+    return f"{other.name}{OF_OTHER}{field.name}"

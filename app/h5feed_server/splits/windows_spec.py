@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from h5feed.offsets import MAX_OFFSET, MAX_OFFSETS, Offsets, Taken, offsets_text, parse_offsets
 from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+Int64s = npt.NDArray[np.int64]
 
 MAX_OFFSETS_CHARS = 4096
 """Maximum length of the parameter ``offsets``."""
@@ -73,6 +77,13 @@ class WindowsSpec(BaseModel):
     def default_offsets(self) -> Offsets:
         """Offsets of the other fields."""
         return 0 if self.sequence_length is None else tuple(range(0, self._reach + 1, self.sampling_rate))
+
+    def offsets_within(self, prefix: str) -> Int64s:
+        """The offsets of all fields whose names begin with `prefix`, (k,) int64; ascending, without repeats."""
+        named = [own.offsets for own in self.offsets_by_name.values() if own.field.startswith(prefix)]
+        return np.unique(
+            np.concatenate([np.atleast_1d(np.array(own, np.int64)) for own in (self.default_offsets, *named)])
+        )
 
     @property
     def _reach(self) -> int:
