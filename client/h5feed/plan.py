@@ -100,6 +100,8 @@ class Plan:
     """How lists and text are padded or packed when a batch has arrived."""
     fill: float | None = None
     """With ``pack``: share of the places of all packed rows that hold items."""
+    bucket_rows: int | None = None
+    """With ``bucket``: how many rows are sorted together, which is a whole number of batches."""
 
     def __repr__(self) -> str:
         fields = ", ".join(self.frame.fields)

@@ -622,6 +622,7 @@ class RemoteDataset(Samples):
             asked=dict(options),
             layout=layout,
             fill=packed["fill"] if (packed := answer.get("packed")) else None,
+            bucket_rows=answer.get("bucket_rows"),
         )
 
     def fetch_of(

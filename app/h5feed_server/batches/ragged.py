@@ -14,7 +14,6 @@ from ..settings import Settings
 from ..splits.bucketing import Bucketed, window_of
 from ..splits.order_spec import OrderSpec
 from ..splits.packing import Packed
-from ..splits.ragged_spec import MAX_BUCKET
 from ..splits.row_lengths import Lengths, RowLengths, listed_field
 from ..splits.splitter import Splitter
 from .cutting import Cut
@@ -98,10 +97,6 @@ class RaggedRows:
         """
         assert spec.bucket is not None
         by, window = self._source(joined, spec.bucket_by, "bucket_by"), window_of(spec.bucket, step)
-        if window > MAX_BUCKET:
-            raise BadParameter(
-                f"bucket={spec.bucket}: in whole steps of {step} rows, that is {window}, more than {MAX_BUCKET}"
-            )
         self._on_request(joined, by)
         return lambda: Bucketed(self._of(joined, by), window, step)
 
