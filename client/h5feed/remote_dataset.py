@@ -48,7 +48,7 @@ from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Link
-from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
+from .offsets import Offsets, axes_of, has_masks, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -903,7 +903,7 @@ class RemoteDataset(Samples):
             names_of(asked.get("encoded")),
             weighted=tail_of(asked) == "pad",
             offsets=self._offsets(asked),
-            masked=asked.get("ends") == "pad",
+            masked=has_masks(asked),
             cropped_axes=0 if crops is None else len(crops.lengths),
             packed=asked.get("pack") is not None,
         )

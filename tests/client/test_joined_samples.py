@@ -117,7 +117,7 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
             {},
             optional={
                 "sequence_stride": st.integers(1, 3),
-                "ends": st.sampled_from(["drop", "pad"]),
+                "ends": st.sampled_from(["drop", "pad", "pad_start", "pad_end"]),
                 "episode": st.sampled_from(["trial", "none"]),
                 "shuffle": st.just(True),
                 "seed": st.integers(0, 3),

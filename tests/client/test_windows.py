@@ -111,8 +111,11 @@ def robomimic_sequence(
     return found, np.array([False] * begin_pad + [True] * (end - begin) + [False] * end_pad)
 
 
-def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
-    """Frame stacks repeat the first row of an episode, sequences the last, and masks say where: every sample."""
+@pytest.mark.parametrize("ends", ["drop", "pad_start", "pad_end", "pad"])
+def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset, ends: str) -> None:
+    """Frame stacks repeat the first row of an episode, sequences the last, and masks say where: as many samples as with
+    `pad_frame_stack` and `pad_seq_length`."""
+    pad_frame_stack, pad_seq_length = ends in ("pad", "pad_start"), ends in ("pad", "pad_end")
     stack, length, chunk = 2, 10, 16
     options: dict[str, Any] = {
         "fields": ["obs.image", "obs.eef", "actions"],
@@ -121,7 +124,7 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
             "obs.eef": range(1 - stack, length),
             "actions": range(1 - stack, chunk),
         },
-        "ends": "pad",
+        "ends": ends,
     }
     starts, seen = np.cumsum([0, *LENGTHS]), []
     for batch in robot.batches(batch_size=4, shuffle=True, seed=3, **options):
@@ -134,8 +137,16 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
                 for key in keys:
                     name = key.replace("/", ".")
                     np.testing.assert_array_equal(batch[name][place], expected[key])
-                    np.testing.assert_array_equal(batch[f"{name}.mask"][place], mask)
-    assert sorted(seen) == list(range(sum(LENGTHS)))
+                    if ends == "drop":
+                        assert mask.all() and f"{name}.mask" not in batch
+                    else:
+                        np.testing.assert_array_equal(batch[f"{name}.mask"][place], mask)
+    expected_samples = [
+        int(start) + index
+        for start, rows in zip(starts, LENGTHS, strict=False)
+        for index in range(0 if pad_frame_stack else stack - 1, rows if pad_seq_length else rows - (chunk - 1))
+    ]
+    assert sorted(seen) == expected_samples
 
 
 FIELDS = ["x", "packed", "target"]
@@ -155,7 +166,7 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
             {},
             optional={
                 "sequence_stride": st.integers(1, 4),
-                "ends": st.sampled_from(["drop", "pad"]),
+                "ends": st.sampled_from(["drop", "pad", "pad_start", "pad_end"]),
                 "episode": st.sampled_from(["trial", "none"]),
                 "shuffle": st.just(True),
                 "seed": st.integers(0, 3),

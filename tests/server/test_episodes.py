@@ -43,7 +43,7 @@ def test_runs(rows: list[int] | None, cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-@pytest.mark.parametrize("ends", ["drop", "pad"])
+@pytest.mark.parametrize("ends", ["drop", "pad", "pad_start", "pad_end"])
 def test_samples_of_large_datasets(stride: int, ends: str) -> None:
     """Beyond the limit of lists, the samples are the same in another form."""
     starts, ends_of = np.array([0, 9, 20]), np.array([4, 18, ROWS])
@@ -52,7 +52,8 @@ def test_samples_of_large_datasets(stride: int, ends: str) -> None:
     large = samples_in(starts, ends_of, spec, LISTED_ROWS + 1, "episode")
     assert isinstance(listed, np.ndarray) and not isinstance(large, np.ndarray)
     assert large[np.arange(len(large))].tolist() == listed.tolist()
-    assert listed[:2].tolist() == ([11, 11 + stride] if ends == "drop" else [0, stride])
+    first, last = {"drop": (11, 36), "pad": (0, 39), "pad_start": (0, 36), "pad_end": (2, 39)}[ends]
+    assert listed[0] == first and last - stride < listed[-1] <= last
     if ends == "pad":
         windows = Windows(starts, ends_of, listed)
         assert windows.rows(np.array([9]), np.array([-2, 0, 8, 9])).tolist() == [[9, 9, 17, 17]]

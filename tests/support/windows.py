@@ -41,9 +41,13 @@ class Windows:
             every += [own] if isinstance(own, int) else own
         found = []
         for run in self._runs:
-            anchors = run
-            if self._options.get("ends") != "pad":
-                anchors = [row for row in run if all(row + offset in run for offset in every)]
+            ends = self._options.get("ends", "drop")
+            early, late = ends in ("drop", "pad_end"), ends in ("drop", "pad_start")
+            anchors = [
+                row
+                for row in run
+                if not (early and row + min(every) < run[0]) and not (late and row + max(every) > run[-1])
+            ]
             found += anchors[:: self._options.get("sequence_stride", 1)]
         return found
 

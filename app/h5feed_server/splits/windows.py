@@ -154,7 +154,7 @@ def samples_in(starts: Int64s, ends: Int64s, spec: WindowsSpec, rows: int, what:
     BadParameter
         No run is long enough.
     """
-    low, high = spec.span if spec.ends == "drop" else (0, 0)
+    low, high = spec.needed
     first = starts - low
     stop = np.maximum(ends - high, first)
     counts = -((first - stop) // spec.sequence_stride)

@@ -41,10 +41,11 @@ class WindowsSpec(BaseModel):
         "rows of a field under another name, which `fields` can name. Names are percent-encoded. Other fields have "
         "`sequence_length` rows, or the own row.",
     )
-    ends: Literal["drop", "pad"] = Field(
+    ends: Literal["drop", "pad", "pad_start", "pad_end"] = Field(
         "drop",
         description="Samples that reach over an end of their episode: `drop` them, or `pad` them with the first or "
-        "last row, and send `NAME.mask`, false for these.",
+        "last row, and send `NAME.mask`, false for these. `pad_start` and `pad_end` pad one end, and drop samples that "
+        "reach over the other.",
     )
     episode: str | None = Field(
         None,
@@ -88,6 +89,13 @@ class WindowsSpec(BaseModel):
     @property
     def _reach(self) -> int:
         return 0 if self.sequence_length is None else (self.sequence_length - 1) * self.sampling_rate
+
+    @property
+    def needed(self) -> tuple[int, int]:
+        """How far an episode has to reach from a sample's own row, so that the sample is not left out: the least and
+        the greatest offset, or 0 at an end that is padded."""
+        low, high = self.span
+        return 0 if self.ends in ("pad", "pad_start") else low, 0 if self.ends in ("pad", "pad_end") else high
 
     @property
     def span(self) -> tuple[int, int]:
