@@ -79,6 +79,7 @@ _OF_OTHER = "/"
 
 _NOT_BY_ID = "samples are made of several rows"
 _CROPPED = "rows are cropped by the server"
+_JOINED = "samples are made of rows of several datasets"
 """See `Plan.not_by_id` and `Plan.not_here`."""
 
 _SETTLE_POLL_SECONDS = 0.5
@@ -613,7 +614,7 @@ class RemoteDataset(Samples):
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
-            not_by_id=_CROPPED if is_cropped else _NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
+            not_by_id=self._not_by_id(asked),
             not_here=_CROPPED if is_cropped else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
@@ -640,6 +641,14 @@ class RemoteDataset(Samples):
         # not decoded here are requested twice.
         requests = (1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed
         return self._fetch(plan, cache, pool), requests * self._client.deadline
+
+    def _not_by_id(self, asked: Mapping[str, Any]) -> str:
+        """See `Plan.not_by_id`."""
+        if asked.get("crop") is not None:
+            return _CROPPED
+        if self._offsets(asked) or renamed(asked):
+            return _NOT_BY_ID
+        return _JOINED if self._joins else ""
 
     @property
     def pool(self) -> BufferPool:
