@@ -451,6 +451,9 @@ class RemoteDataset(Samples):
         ask = partial(self._client.json, f"{self._path}/splits", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "splits", timeout, progress), SplitsInfo, "splits")
         checked(answer["splits"], NamedSplits, "splits")
+        if self._how == "inner":
+            note = 'rows that the join leaves out (how="inner") are counted, too; plan(split).rows is without them'
+            answer["note"] = "; ".join(filter(None, [answer["note"], note]))
         return Splits(self._of_this_revision(answer))
 
     @overload
@@ -486,7 +489,8 @@ class RemoteDataset(Samples):
     ) -> Stats | FieldStats:
         """Mean, standard deviation, histogram, classes … of the rows of one split only.
 
-        The server computes them once per revision.
+        The server computes them once per revision. Those of a field of a joined dataset are of the partners of these
+        rows, each as often as it is one.
 
         Parameters
         ----------
@@ -501,7 +505,7 @@ class RemoteDataset(Samples):
         ------
         ReadTimeout
         """
-        of_split = self._params(split, options, SplitOptions, self.stats)
+        of_split = self._params(split, options, SplitOptions, self.stats) | self._joined_params(field)
         params = of_split | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
@@ -513,6 +517,17 @@ class RemoteDataset(Samples):
         if field not in found:
             raise BadAnswer(f"requested statistics of {field!r}, but received those of {', '.join(found)}")
         return found[field]
+
+    @property
+    def _all_joins(self) -> dict[str, Any]:
+        """The parameters of joins."""
+        return {"join": tuple(text for text, _ in self._joins)} | ({} if self._how is None else {"how": self._how})
+
+    def _joined_params(self, field: str | None) -> dict[str, Any]:
+        """The parameters of joins that the statistics of a field, or of all, depend on."""
+        if not self._joins or (field is not None and self._how is None and self.owner_of(field)[0] is self):
+            return {}
+        return self._all_joins
 
     def _plot(self, of_split: Mapping[str, Any], timeout: float, field: str | None, kind: PlotKind | None) -> Picture:
         """A plot of statistics of a split; see `Stats.plot`."""
@@ -526,6 +541,7 @@ class RemoteDataset(Samples):
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean image of a field over the rows of one split only, (*sample,) float32."""
         params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
+        params |= self._joined_params(field)
         shape = self.fields[field].shape if field in self.fields else ()
         most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
         ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
@@ -626,6 +642,14 @@ class RemoteDataset(Samples):
             bucket_rows=answer.get("bucket_rows"),
         )
 
+    def _not_by_id(self, asked: Mapping[str, Any]) -> str:
+        """See `Plan.not_by_id`."""
+        if asked.get("crop") is not None:
+            return _CROPPED
+        if self._offsets(asked) or renamed(asked):
+            return _NOT_BY_ID
+        return _JOINED if self._joins else ""
+
     def fetch_of(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None = None, pool: BufferPool | None = None
     ) -> tuple[Fetch[Batch], float]:
@@ -641,14 +665,6 @@ class RemoteDataset(Samples):
         # not decoded here are requested twice.
         requests = (1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed
         return self._fetch(plan, cache, pool), requests * self._client.deadline
-
-    def _not_by_id(self, asked: Mapping[str, Any]) -> str:
-        """See `Plan.not_by_id`."""
-        if asked.get("crop") is not None:
-            return _CROPPED
-        if self._offsets(asked) or renamed(asked):
-            return _NOT_BY_ID
-        return _JOINED if self._joins else ""
 
     @property
     def pool(self) -> BufferPool:
@@ -998,8 +1014,7 @@ class RemoteDataset(Samples):
         if where := conditions(options.get("where")):
             params["where"] = where
         if known is OrderOptions and (self._joins or self._how):
-            params["join"] = tuple(text for text, _ in self._joins)
-            params |= {} if self._how is None else {"how": self._how}
+            params |= self._all_joins
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 
 

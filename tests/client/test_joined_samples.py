@@ -1,4 +1,4 @@
-"""Joins together with windows of rows, sparse rows, lists of different lengths, and crops."""
+"""Joins together with windows of rows, sparse rows, lists of different lengths, crops and statistics."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ TARGET = np.arange(ROWS, dtype="i4")
 X = GENERATOR.random((ROWS, 2)).astype("f4")
 IMAGES = GENERATOR.integers(0, 256, (ROWS, 6, 6, 3), np.uint8)
 DEPTH = GENERATOR.random((OTHERS, 6, 6)).astype("f4")
+PHOTOS = GENERATOR.integers(0, 256, (OTHERS, 6, 6, 3), np.uint8)
 PART = GENERATOR.random((len(PART_IDS), 3))
 BESIDE = GENERATOR.integers(0, 99, (ROWS, 2))
 COUNTS = scipy.sparse.random(OTHERS, 12, 0.3, "csr", np.float32, GENERATOR)
@@ -68,6 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         write_lists(file, "tokens", [tokens_of(100 + number, number % 5) for number in DEEP_IDS.tolist()])
         write_lists(file, "others", [tokens_of(200 + number, number % 7) for number in DEEP_IDS.tolist()])
         write_sparse(file, "X", COUNTS)
+        file["photos"] = PHOTOS
     with h5py.File(folder / "part.h5", "w") as file:
         file["y"], file["id"] = PART, PART_IDS
     with h5py.File(folder / "beside.h5", "w") as file:
@@ -384,6 +386,39 @@ def test_crops_of_joined_rows(ds: h5feed.Dataset, at: str) -> None:
                 np.testing.assert_array_equal(batch["deep/depth"][place], DEPTH[IN_DEEP[rows]][part])
             count += len(batch.rows)
         assert count == ROWS * (4 if at == "grid" else 1)
+
+
+def test_statistics_of_joined_fields(ds: h5feed.Dataset, server: ServerProcess) -> None:
+    """They are those of the partners of the rows of the split, each as often as it is one, without rows left out."""
+    joined, whole = ds.join("deep:id", "part:id", how="inner"), ds.join("deep:id", "beside")
+    train = ds.split_rows("train", val=0.3)
+    kept = train[IN_PART[train] >= 0]
+    assert len(np.unique(IN_DEEP[kept])) < len(kept) < len(train)
+    sparse = COUNTS.toarray()[IN_DEEP]
+    for names, rows in ((joined, kept), (whole, train)):
+        values = {"deep/depth": DEPTH[IN_DEEP], "deep/X": sparse, "x": X, "deep/photos": PHOTOS[IN_DEEP]}
+        values |= {"part/y": PART[IN_PART]} if names is joined else {"beside/z": BESIDE}
+        for name, own in values.items():
+            found = names.stats("train", field=name, val=0.3)
+            assert found["rows"] == len(rows)
+            np.testing.assert_allclose(found["mean"], own[rows].mean(dtype=np.float64), rtol=1e-5)
+            np.testing.assert_allclose(found["std"], own[rows].std(dtype=np.float64), rtol=1e-5)
+        image = names.mean_image("deep/photos", "train", val=0.3)
+        np.testing.assert_allclose(image, PHOTOS[IN_DEEP[rows]].mean(axis=0), rtol=1e-5)
+    assert {"deep/depth", "part/y", "x", "deep/words"} <= {*joined.stats("train", val=0.3)}
+    assert joined.stats("train", field="deep/depth", val=0.3).plot().png.startswith(b"\x89PNG")
+    options: dict[str, Any] = {"x": "deep/photos", "y": "target", "val": 0.3, "mean": "server", "std": "server"}
+    for split in ("train", "val"):
+        sequence = joined.sequence(split, verbose=False, batch_size=60, **options)
+        mean, std = (getattr(PHOTOS[IN_DEEP[kept]], of)((0, 1, 2), np.float64) for of in ("mean", "std"))
+        expected = (PHOTOS[IN_DEEP[sequence.row_ids]] - mean) / std
+        np.testing.assert_allclose(sequence[0][0], expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(KeysNotFound, match=r"of 60 rows have a 'id'"):
+        ds.join("part:id").stats(field="part/y")
+    with pytest.raises(FieldNotFound, match="did you mean 'depth'"):
+        whole.stats(field="deep/dept")
+    notes = [one.splits(val=0.3)["note"] or "" for one in (joined, whole)]
+    assert ["that the join leaves out" in note for note in notes] == [True, False]
 
 
 @pytest.mark.parametrize(

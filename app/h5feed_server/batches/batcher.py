@@ -21,6 +21,7 @@ from ..keys.partners import Partners
 from ..row_bits import RowSet
 from ..settings import Settings
 from ..splits.bucketing import Bucketed
+from ..splits.joins_spec import JoinsSpec
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.packing import Packed
@@ -108,9 +109,23 @@ class Batcher:
         dataset = self._catalog.dataset(name, revision)
         # Looked up for each request: this caller may not see them, and they may have changed.
         windows = partial(self.splitter.windows, dataset, spec) if spec.has_windows else None
-        joined = Joined.of(self._catalog, self._partners, dataset, spec, windows)
+        joined = Joined.of(self._catalog, self._partners, dataset, spec, windows, spec.offsets_within)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
         return self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
+
+    def joined(self, dataset: Dataset, spec: JoinsSpec) -> Joined:
+        """The datasets that `spec` joins, for single rows.
+
+        Raises
+        ------
+        DatasetNotFound, RevisionChanged, Unreadable
+        FieldNotFound, UnsupportedField, BadParameter, AmbiguousKey, TooLarge
+        InProgress
+            A job finds partners.
+        """
+        joined = Joined.of(self._catalog, self._partners, dataset, spec)
+        joined.check()
+        return joined
 
     def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
         dataset = joined.dataset
@@ -128,7 +143,7 @@ class Batcher:
             self.split_jobs.strata(dataset, by, bins=bins)
         joined.check()
         listed = joined.select(spec, self.split_jobs.samples(dataset, spec))
-        joined.check_complete(spec, listed)
+        joined.check_complete(listed, spec.limit)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)

@@ -16,7 +16,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, names_in
 from ..keys.partners import Partners
 from ..row_bits import RowSet, as_list
-from ..splits.joins_spec import Join
+from ..splits.joins_spec import Join, JoinsSpec
 from ..splits.order_spec import OrderSpec
 from ..splits.windows import Windows
 from ..splits.windows_spec import NO_WINDOWS
@@ -62,6 +62,8 @@ class Joined:
     windows : callable or None
         Returns the samples, if they are windows of rows. It is a function so that plans do not hold references to what
         a cache may want to drop.
+    offsets : callable or None
+        Returns the offsets of the rows of a window that fields with some prefix of their names can be taken at.
     """
 
     dataset: Dataset
@@ -69,6 +71,7 @@ class Joined:
     inner: bool
     partners: Partners
     windows: Callable[[], Windows] | None = None
+    offsets: Callable[[str], Int64s] | None = None
 
     @classmethod
     def of(
@@ -76,8 +79,9 @@ class Joined:
         catalog: Catalog,
         partners: Partners,
         dataset: Dataset,
-        spec: OrderSpec,
+        spec: JoinsSpec,
         windows: Callable[[], Windows] | None = None,
+        offsets: Callable[[str], Int64s] | None = None,
     ) -> Joined:
         """Look up the datasets that `spec` joins, as far as the caller may see them.
 
@@ -86,7 +90,7 @@ class Joined:
         DatasetNotFound, RevisionChanged, Unreadable
         """
         others = tuple((join, catalog.dataset(join.dataset, join.revision)) for join in spec.joins)
-        return cls(dataset, others, spec.how == "inner", partners, windows)
+        return cls(dataset, others, spec.how == "inner", partners, windows, offsets)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -102,6 +106,17 @@ class Joined:
     def is_pinned(self) -> bool:
         """Whether the request names the revisions of the joined datasets."""
         return all(join.revision is not None for join, _ in self.others)
+
+    @property
+    def pinned(self) -> JoinsSpec:
+        """The joins with the revisions of the datasets."""
+        joins = (str(join._replace(revision=other.names.current)) for join, other in self.others)
+        return JoinsSpec(join=tuple(joins), how="inner" if self.inner else None)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the revisions of the joined datasets are names of their content, not provisional ones."""
+        return all(other.names.current == other.names.content for _, other in self.others)
 
     @property
     def about(self) -> dict[str, str]:
@@ -171,7 +186,16 @@ class Joined:
             return Source(self.dataset, own, own)
         join, other = found
         (field,) = other.chosen([bare], [bare] if encoded else [])
-        return Source(other, field, replace(field, name=name), partial(self._partners, join, other))
+        partners = _same if join.key is None else partial(self._partners, join, other)
+        return Source(other, field, replace(field, name=name), partners)
+
+    def rows_of(self, source: Source, rows: RowSet | None) -> RowSet | None:
+        """The rows of the dataset of a field that belong to some rows of this one, all of which have partners:
+        ascending, each as often as it does. None: all rows."""
+        if source.partners is None or source.partners is _same:
+            return rows
+        listed = np.arange(self.dataset.rows) if rows is None else as_list(rows).astype(np.int64)
+        return np.sort(source.partners(listed))
 
     def select(self, spec: OrderSpec, samples: RowSet | None) -> RowSet | None:
         """Leave out the samples of a split that have a row without partner, if the join is inner. None: all rows."""
@@ -181,17 +205,18 @@ class Joined:
         windows = tuple(getattr(spec, name) for name in NO_WINDOWS)
         way = (spec.split, spec.split_spec, spec.where, spec.join, windows)
         key = (dataset.name, dataset.names.key, dataset.identity, way, *self.key)
-        return self.partners.selected(key, lambda: self._with_partners(spec, samples))
+        return self.partners.selected(key, lambda: self.with_partners(samples))
 
-    def _with_partners(self, spec: OrderSpec, samples: RowSet | None) -> npt.NDArray[Any]:
+    def with_partners(self, samples: RowSet | None) -> npt.NDArray[Any]:
+        """Those samples of which all rows have their partners, ascending. None: all rows."""
         listed = np.arange(self.dataset.rows, dtype=np.int32) if samples is None else as_list(samples)
         for join, other in self.others:
             if join.key is not None:
-                listed = listed[~self._alone(spec, join, other, listed)]
+                listed = listed[~self._alone(join, other, listed)]
         return listed
 
-    def check_complete(self, spec: OrderSpec, samples: RowSet | None) -> None:
-        """Check that all rows of the samples of a split have their partners.
+    def check_complete(self, samples: RowSet | None, limit: int | None = None) -> None:
+        """Check that all rows of the samples of a split have their partners; of the first `limit` samples.
 
         Raises
         ------
@@ -201,8 +226,8 @@ class Joined:
             if join.key is None or self.inner:
                 continue
             listed = np.arange(self.dataset.rows) if samples is None else as_list(samples)
-            listed = listed[: spec.limit]
-            alone = listed[self._alone(spec, join, other, listed)]
+            listed = listed[:limit]
+            alone = listed[self._alone(join, other, listed)]
             if len(alone):
                 shown = ", ".join(map(str, alone[:_SHOWN].tolist()))
                 have = "rows have" if self.windows is None else "samples have a row with"
@@ -212,11 +237,11 @@ class Joined:
                     "Leave them out with how=inner"
                 )
 
-    def _alone(self, spec: OrderSpec, join: Join, other: Dataset, samples: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    def _alone(self, join: Join, other: Dataset, samples: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which samples, (k,), have a row without a partner, of those that fields of `other` can be taken at."""
         alone = self._rows_of(join, other) < 0
-        if self.windows is not None:
-            return self.windows().meet(samples, spec.offsets_within(f"{other.name}{OF_OTHER}"), alone)
+        if self.windows is not None and self.offsets is not None:
+            return self.windows().meet(samples, self.offsets(f"{other.name}{OF_OTHER}"), alone)
         found: npt.NDArray[np.bool_] = alone[samples]
         return found
 
@@ -227,8 +252,6 @@ class Joined:
         )
 
     def _partners(self, join: Join, other: Dataset, samples: Int64s) -> Int64s:
-        if join.key is None:
-            return samples
         return self._rows_of(join, other)[samples].astype(np.int64)
 
     def _rows_of(self, join: Join, other: Dataset) -> npt.NDArray[Any]:
@@ -244,6 +267,11 @@ class Joined:
 
         own = [field.name for field in readable(self.dataset)]
         return own + [_of_other(other, field) for _, other in self.others for field in readable(other)]
+
+
+def _same(rows: Int64s) -> Int64s:
+    """The partners of rows that are joined by their numbers."""
+    return rows
 
 
 def _of_other(other: Dataset, field: Field) -> str:
