@@ -168,12 +168,12 @@ async def found_stats(
         statistics = services.statistics
         fields, others = statistics.fields(joined, query.field), joined if joined.others else None
         spec = query.spec
-        # What is wrong with the split is said now, not by the job; of a split that takes long, by the job.
-        with contextlib.suppress(InProgress):
-            joined.check_complete(statistics.rows(dataset, query.split, spec))
         known = statistics.find(dataset, fields, query.split, spec, others)
         if known is not None:
             return joined, known
+        # What is wrong with the split is said now, not by the job; of a split that takes long, by the job.
+        with contextlib.suppress(InProgress):
+            joined.check_complete(statistics.rows(dataset, query.split, spec))
         path = f"{request.scope['path']}?{request.scope['query_string'].decode('ascii', 'replace')}"
         raise InProgress(statistics.start(dataset, fields, query.split, spec, path, others))
 

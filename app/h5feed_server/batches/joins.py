@@ -195,7 +195,9 @@ class Joined:
         if source.partners is None or source.partners is _same:
             return rows
         listed = np.arange(self.dataset.rows) if rows is None else as_list(rows).astype(np.int64)
-        return np.sort(source.partners(listed))
+        found = source.partners(listed)
+        found.sort()
+        return found
 
     def select(self, spec: OrderSpec, samples: RowSet | None) -> RowSet | None:
         """Leave out the samples of a split that have a row without partner, if the join is inner. None: all rows."""

@@ -71,7 +71,8 @@ class Windows:
         if not marked.any():
             return found
         # before: (rows + 1,), the number of marked rows before each
-        before = np.concatenate([[0], np.cumsum(marked)])
+        before = np.zeros(len(marked) + 1, np.int64)
+        np.cumsum(marked, out=before[1:])
         for begin in range(0, len(samples), _BLOCK):
             block = samples[begin : begin + _BLOCK].astype(np.int64)
             first, last = self.rows(block, offsets[[0, -1]]).T
