@@ -70,7 +70,7 @@ def test_samples_with_marked_rows(marked: npt.NDArray[np.bool_], offsets: npt.ND
     samples = np.array([*range(4), *range(9, 18), *range(20, ROWS)], np.int32)
     windows = Windows(np.array([0, 9, 20]), np.array([4, 18, ROWS]), samples)
     found = windows.meet(samples, offsets, marked)
-    assert found.tolist() == marked[windows.rows(samples, offsets)].any(axis=1).tolist()
+    assert found.tolist() == marked[windows.rows(samples.astype(np.int64), offsets)].any(axis=1).tolist()
 
 
 def test_no_rows_and_short_runs() -> None:

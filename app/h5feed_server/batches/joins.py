@@ -195,7 +195,7 @@ class Joined:
         if source.partners is None or source.partners is _same:
             return rows
         listed = np.arange(self.dataset.rows) if rows is None else as_list(rows).astype(np.int64)
-        found = source.partners(listed)
+        found: npt.NDArray[Any] = source.partners(listed)
         found.sort()
         return found
 
