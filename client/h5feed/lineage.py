@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from .errors import BadAnswer, BadParameter
 from .net import jobs
 from .options import split_options
 from .order import SPLIT_ALIASES
-from .plan import Plan, conditions, conditions_text
+from .plan import Plan, conditions, conditions_text, plain
 from .remote_dataset import RemoteDataset
 
 RECORD_VERSION = 1
@@ -179,22 +177,3 @@ def differences(source: Source, dataset: RemoteDataset) -> Iterator[str]:
 def _kind(field: Mapping[str, Any]) -> str:
     shape = field.get("shape")
     return f"{field.get('dtype')}{'[…]' if shape is None else shape}"
-
-
-def plain(name: str, value: Any) -> Any:
-    """The value of an option, of types that JSON has.
-
-    Raises
-    ------
-    BadParameter
-        It has none.
-    """
-    if isinstance(value, bool | int | float | str) or value is None:
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): plain(name, one) for key, one in value.items()}
-    if isinstance(value, list | tuple | range | np.ndarray):
-        return [plain(name, one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    raise BadParameter(f"{name}={value!r} cannot be recorded: it is no number, text, list or mapping")

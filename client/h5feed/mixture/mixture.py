@@ -193,6 +193,7 @@ class Mixture(Trainable):
             grid=grid,
             sources=sources,
             layout=layout,
+            asked=dict(options),
         )
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
@@ -338,10 +339,7 @@ class Mixture(Trainable):
             weights = parts.described if isinstance(parts, Schedule) else json.dumps(parts)
         of_sources = []
         for source, of_source in zip(self._sources, sources, strict=True):
-            own = {**of_source.plan.params}
-            for name in ("revision", "fields", "encoded", "batch_size", "seed", "epoch"):
-                own.pop(name, None)
-            of_sources.append([source.name, own])
+            of_sources.append([source.name, {**of_source.plan.order, "seed": None}])
         params = {
             "split": split,
             "shuffle": parameter(bool(options.get("shuffle"))),
