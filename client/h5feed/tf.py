@@ -50,6 +50,14 @@ def tf_data(dataset: Samples, split: str = "all", **options: Any) -> tf.data.Dat
         return tf.TensorSpec((rows, *sample), tf.as_dtype(array.dtype))
 
     # Class modes, statistics and a transform change dtypes and shapes: look at a batch.
-    signature = mapped(spec, loader.example())
-    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature)
+    example = loader.example()
+    if len(example) == 3 and example[1] is None:
+        # A signature cannot contain the None that stands for targets before the weights of padded rows.
+        signature = mapped(spec, (example[0], example[2]))
+        pairs = tf.data.Dataset.from_generator(
+            lambda: ((x, weight) for x, _, weight in loader), output_signature=signature
+        )
+        made = pairs.map(lambda x, weight: (x, None, weight))
+    else:
+        made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=mapped(spec, example))
     return made if follow else made.apply(tf.data.experimental.assert_cardinality(len(loader)))

@@ -130,13 +130,13 @@ def test_states_of_passes_that_grow(log: GrowingLog, tmp_path: Path) -> None:
     first = log.grow(30)
     train = first.sequence(y="y", **ORDER)
     passed = iter(train)
-    begun = [next(passed)[0].copy() for _ in range(2)]
+    begun = [np.array(next(passed)[0]) for _ in range(2)]
     second = log.grow(20)
     state = train.state_dict()
     assert (state["revision"], state["delivered"]) == (first.revision, 2)
     resumed = second.sequence(y="y", **ORDER)
     resumed.load_state_dict(state)
-    rest = [x.copy() for x, _ in resumed]
+    rest = [np.array(x) for x, _ in resumed]
     np.testing.assert_array_equal(np.sort(np.concatenate([*begun, *rest])[:, 0]), values(0, 30)[:, 0])
     for left, right in zip(rest, passed, strict=True):
         np.testing.assert_array_equal(left, right[0])

@@ -156,7 +156,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         self._batching: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         if connections is None and workers is not None and workers > 1:
             connections = workers
-        self._fetching = {"connections": connections, "readahead": readahead, "cache": cache}
+        self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
         self._batches_ahead = max_queue_size
         self._meter, self._ordered_meter = Meter(), Meter()
         order = self._begin(dataset)
