@@ -23,7 +23,7 @@ from ..buffers import BufferPool
 from ..mixing import Mixing
 from ..order import BatchGrid
 from ..plan import BLOCK_BYTES, Plan
-from ..wire import DATA, INDICES, INDPTR, OFFSETS, Tensor
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT, Tensor
 from .leased import leased
 
 SOURCE = "__source__"
@@ -92,7 +92,8 @@ class MixturePlan(Plan):
     def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """Dtype and sample shape of each field whose rows do not differ in length."""
         left_out = {name + OFFSETS for name in self.flat} | self.flat
-        tensors = {tensor.name: tensor for tensor in self.tensors if not tensor.name.startswith("__")}
+        left_out |= {ROWS, WEIGHT, SOURCE}
+        tensors = {tensor.name: tensor for tensor in self.tensors}
         return {name: (one.dtype, one.shape[1:]) for name, one in tensors.items() if name not in left_out}
 
     @cached_property

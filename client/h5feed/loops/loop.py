@@ -116,10 +116,8 @@ class Loop(ABC):
         ------
         Preparing, ReadTimeout
         BadParameter
-            These are the samples of several datasets.
+            The weights of a mixture are a function, which a record cannot have.
         """
-        if not isinstance(self._dataset, RemoteDataset):
-            raise BadParameter(f"there is a record of each dataset, not of {self._dataset.name!r}: use its sources")
         return source_of_plan(self._dataset, self.plan)
 
     def set_epoch(self, epoch: int) -> None:
