@@ -27,7 +27,7 @@ _KINDS = {"image": (96, 96, 3), "record": (16,)}
 _BATCH = 64
 
 FIGURES = tuple(
-    Figure(f"mixing_{kind}s_vs_one_dataset", {_TWO: f"mixed {kind}s"}, {_TWO: f"{kind}s of one dataset"}, target)
+    Figure(f"mixing_{kind}s_vs_one", {_TWO: f"mixed {kind}s"}, {_TWO: f"{kind}s of one dataset"}, target)
     for kind, target in (("image", 0.6), ("record", 0.3))
 )
 

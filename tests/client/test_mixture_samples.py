@@ -160,7 +160,7 @@ def bounds(labels: np.ndarray[Any, Any], whole: bool) -> tuple[np.ndarray[Any, A
 def test_sparse_and_packed_rows(data: dict[str, h5feed.Dataset]) -> None:
     """Sparse rows come as dense arrays, and packed numbers unpacked, in batches and loops."""
     mixture = mixed(data)
-    assert mixture.fields["X"].index_dtype is None
+    assert mixture.fields["X"].index_dtype == "int64"
     for batch in mixture.batches(batch_size=7, shuffle=True, seed=1, fields=["X", "temps"], decode_cf=True):
         labels = labels_in(batch)
         assert batch["X"].dtype == np.float32 and np.array_equal(batch["X"], dense_of(labels))
@@ -169,6 +169,26 @@ def test_sparse_and_packed_rows(data: dict[str, h5feed.Dataset]) -> None:
     assert stored["temps"].dtype == np.int16 and np.array_equal(stored["temps"], labels_in(stored))
     for x, y in mixture.loader(x="X", y="labels", batch_size=7):
         assert np.array_equal(x, dense_of(y))
+
+
+def test_sparse_matrices(data: dict[str, h5feed.Dataset]) -> None:
+    """With `sparse="csr"`, batches have the rows of all sources as one matrix, as loops over one dataset have."""
+    mixture = mixed(data, stop="all")
+    for batch in mixture.batches(batch_size=7, shuffle=True, seed=1, fields=["X", "labels", "tokens"], sparse="csr"):
+        expected = scipy.sparse.csr_matrix(dense_of(labels_in(batch)))
+        found = batch.sparse("X")
+        assert found.shape == (len(batch.rows), 6) and found.dtype == np.float32
+        assert batch["X.indices"].dtype == np.int64
+        for part in ("data", "indices", "indptr"):
+            assert np.array_equal(getattr(found, part), getattr(expected, part))
+        assert np.array_equal(batch.dense("X"), expected.toarray())
+        for row, label in zip(batch.lists("tokens"), labels_in(batch).tolist(), strict=True):
+            assert np.array_equal(row, tokens_of(label))
+    for x, y in mixture.loader(x="X", y="labels", batch_size=7, sparse="csr"):
+        assert isinstance(x, scipy.sparse.csr_matrix) and np.array_equal(x.toarray(), dense_of(y))
+    for wrong in ({"rescale": 2}, {"transform": lambda x: x}):
+        with pytest.raises(BadParameter, match="sparse='csr' is only for inputs"):
+            mixture.loader(x="X", y="labels", sparse="csr", **wrong)
 
 
 def test_padded_lists(data: dict[str, h5feed.Dataset], tmp_path: Path) -> None:
@@ -206,7 +226,7 @@ def test_weights_and_joins(data: dict[str, h5feed.Dataset]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"sparse": "csr"}, "dense"),
+        ({"sparse": "coo"}, "'dense' or 'csr'"),
         ({"how": "outer"}, "must be 'inner'"),
         ({"weights": np.ones(60)}, "options="),
         ({"bucket": 10}, "pad="),

@@ -35,8 +35,8 @@ from ..plan import Plan, names_of, parameter, tail_of
 from ..ragged import OPTIONS, layout_of
 from ..suggestions import check_options, no_field
 from ..trainable import Trainable
-from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
-from .sources import DENSE, Source, check_not_put_together, common_fields
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT, Tensor
+from .sources import Source, check_not_put_together, common_fields
 from .weights import Schedule
 
 _OF_READING = ("fields", "seed", "shuffle")
@@ -171,8 +171,8 @@ class Mixture(Trainable):
             return self.joined_by(given).plan(split, batch_size=batch_size, **given)
         if (weights := options.get("weights")) is not None:
             self.named_weights(weights)
-        if options.get("sparse") not in (None, "dense"):
-            raise BadParameter(f"sparse={options['sparse']!r}: {DENSE}")
+        if options.get("sparse") not in (None, "dense", "csr"):
+            raise BadParameter(f"sparse={options['sparse']!r} must be 'dense' or 'csr'")
         check_not_put_together(given)
         if options.get("epoch_rows") is not None:
             raise BadParameter("epoch_rows= is an option of mix(): the loops of a mixture have the same epochs")
@@ -449,6 +449,17 @@ class Mixture(Trainable):
                 raise BadParameter(f"the field {name!r} arrives as {kinds} from the sources: give all the same options")
             first = found[0]
             if first is None or kinds[0] is None:
+                continue
+            csr = [None if one.plan.dense else one.indices_of(name) for one in sources]
+            if any(dtype is not None for dtype in csr):
+                if None in csr:
+                    raise BadParameter(
+                        f"sparse='csr': the rows of {name!r} are sparse in some sources only: use 'dense'"
+                    )
+                index = max((dtype for dtype in csr if dtype is not None), key=lambda dtype: dtype.itemsize)
+                tensors.append(Tensor(name + DATA, first.dtype, (0,)))
+                tensors.append(Tensor(name + INDICES, index, (0,)))
+                tensors.append(Tensor(name + INDPTR, np.dtype("<i8"), (batch_size + 1,)))
                 continue
             is_flat = kinds[0][2]
             tensors.append(replace(first, name=name, shape=first.shape if is_flat else (batch_size, *first.shape[1:])))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from ..crops import Crops
 from ..dataset import Dataset
 from ..errors import BadParameter
@@ -22,8 +24,6 @@ _FIELD_OPTIONS = ("encoded", "crop_fields", "stratify", "group", "weights", "epi
 
 _OF_ONE_DATASET = ("bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong")
 """Options that put several rows of one dataset together, by their lengths."""
-
-DENSE = "mixtures have dense arrays, sparse='dense'"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Source:
         if conditions(chosen.get("where")) and "where" not in self.options:
             self._check_names_in_conditions()
         chosen |= self.options
-        # Rows are mixed as arrays.
-        chosen["sparse"] = "dense"
+        chosen["sparse"] = chosen.get("sparse") or "dense"
         names = {**self.names, **{name: name for name in renamed(options)}}
         own_fields = [names[name] for name in fields]
         one = self.dataset.plan(**chosen, fields=own_fields, batch_size=1)
@@ -190,11 +189,7 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
                 f"options: the source {source!r} has {option}=: join the dataset before you mix it, with "
                 "dataset.join('OTHER')"
             )
-    if options.get("crop") is not None:
-        raise BadParameter(f"options: the source {source!r} has crop=: give it to the loop, for all sources")
-    if options.get("sparse") not in (None, "dense"):
-        raise BadParameter(f"options: the source {source!r} has sparse={options['sparse']!r}: {DENSE}")
-    for option in OPTIONS:
+    for option in ("crop", "sparse", *OPTIONS):
         if options.get(option) is not None:
             raise BadParameter(f"options: the source {source!r} has {option}=: give it to the loop, for all sources")
     check_not_put_together(options)
@@ -224,8 +219,10 @@ def _common_field(name: str, sources: Sequence[Source]) -> Field:
     having = {source.name: source.dataset.fields[source.names[name]] for source in sources if name in source.names}
     first_source, first = next(iter(having.items()))
     lacking = [source for source in sources if name not in source.names]
-    # Sparse rows are mixed as dense arrays.
-    found = replace(first, name=name, index_dtype=None)
+    # Column indices may be integers of different size. Rows that are sparse in some sources are mixed as dense arrays.
+    kinds = {one.index_dtype for one in having.values()}
+    widest = None if None in kinds else max(kinds, key=lambda kind: np.dtype(kind).itemsize)
+    found = replace(first, name=name, index_dtype=widest)
     if lacking:
         return replace(
             found,
