@@ -60,8 +60,8 @@ class SourcePlan:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of its batches by their own names, as they are handed out: unpacked, and dense. Of sparse rows, too,
-        there is one tensor, as large as the dense one."""
+        """The tensors of its batches by their own names, as they are handed out: unpacked, and sparse rows as one
+        tensor, as large as the dense one."""
         found = {tensor.name: tensor for tensor in self.plan.tensors}
         for name, columns in self.plan.frame.sparse.items():
             data, _, _ = (found.pop(name + suffix) for suffix in (DATA, INDICES, INDPTR))
