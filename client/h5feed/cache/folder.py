@@ -131,6 +131,11 @@ class RowCache:
         return f"<RowCache of {self.dataset!r}, rows of {self.rows:,}: {fields}; {self.folder} uses {size}{why}>"
 
     @property
+    def is_full(self) -> bool:
+        """Whether no more rows will be stored."""
+        return self._stopped is not None
+
+    @property
     def cached_rows(self) -> int:
         """Number of rows that are cached with every field requested so far, by any process."""
         with self._lock:

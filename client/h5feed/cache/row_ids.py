@@ -118,6 +118,7 @@ class RowIds:
 
 
 def _key(plan: Plan, epoch: int, number: int) -> _Key:
-    # The order does not depend on the fields.
-    items = frozenset(item for item in plan.params.items() if item[0] not in ("epoch", "fields", "encoded"))
+    # The order does not depend on the fields, but where crops begin depends on their shapes.
+    others = ("epoch",) if "crop" in plan.params else ("epoch", "fields", "encoded")
+    items = frozenset(item for item in plan.params.items() if item[0] not in others)
     return items, epoch, number

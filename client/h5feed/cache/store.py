@@ -132,10 +132,33 @@ class FieldStore:
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
         else:
             raw[there] = self._data[rows[there]]
-        for place in there[~held[there]].tolist():
-            if _checksum(raw[place]) == sums[place]:
-                held[place] = self._known[rows[place]] = True
+        unsure = there[~held[there]]
+        # Of a row that is taken several times, the first copy is the oldest: if that is whole, all are.
+        distinct, firsts, of_row = np.unique(rows[unsure], return_index=True, return_inverse=True)
+        are_whole = np.array([_checksum(raw[place]) == sums[place] for place in unsure[firsts].tolist()], np.bool_)
+        self._known[distinct[are_whole]] = True
+        held[unsure] = are_whole[of_row]
         return held
+
+    def has(self, rows: Int64s) -> Bools:
+        """Which rows are stored, (k,) bool. Those that this process has not seen yet are read and verified."""
+        if not self._is_whole:
+            return np.zeros(len(rows), np.bool_)
+        for row in np.unique(rows[~self._known[rows] & (self._sums[rows] != 0)]).tolist():
+            total = self._sums[row]
+            if _checksum(self._data[row]) == total:
+                self._known[row] = True
+        return self._known[rows]
+
+    def mapped(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """All rows in the file, (rows, *shape), read-only: only those that are there by `has` may be touched."""
+        return self._data.view(dtype).reshape(len(self._data), *shape)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the files have their size: reading a memory map beyond the end would kill the process with SIGBUS."""
+        data, sums = (os.fstat(descriptor).st_size for descriptor in self._descriptors)
+        return data == self._size and sums == self._sums.nbytes
 
     def put(self, rows: Int64s, values: npt.NDArray[Any]) -> int:
         """Store rows that are not stored yet.
