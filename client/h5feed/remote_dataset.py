@@ -705,10 +705,6 @@ class RemoteDataset(Samples):
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
         client = self._client if pool is None else self._client.with_pool(pool)
         if plan.layout is not None:
-            if plan.is_packed and cache is not None:
-                raise BadParameter(
-                    "cache= cannot be used with pack=: the rows of a batch are known only when it arrives"
-                )
             flat = self._fetch(replace(plan, layout=None), cache, pool)
             return laid_out_fetch(flat, plan.layout, client.pool)
         path = self._path
@@ -731,8 +727,15 @@ class RemoteDataset(Samples):
     ) -> Fetch[Batch]:
         """Fetch blocks through a local cache."""
         client_of = partial(fetcher, client, self._path)
-        made_of, flat_plan = self._made_of(plan), _plan_of_flat(plan)
-        take = partial(taker, client, self._path, frame=self._frame_of_rows(plan), decoding=plan.decoding)
+        made_of, uncropped = self._made_of(plan), _without_crops(plan)
+        take = partial(
+            taker,
+            client,
+            self._path,
+            frame=self._frame_of_rows(plan),
+            decoding=plan.decoding,
+            as_stored=names_of(plan.params.get("encoded")),
+        )
         others = self._other_origins(plan, made_of, cache, client)
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
@@ -743,7 +746,7 @@ class RemoteDataset(Samples):
                 {"": Origin(own, take_own), **others},
                 made_of,
                 fetch_ids=client_of(plan.of_row_ids()),
-                fetch_fields=lambda names: client_of(flat_plan.of_fields(names)),
+                fetch_fields=lambda names: client_of(uncropped.of_fields(names)),
                 pool=client.pool,
             )
 
@@ -767,7 +770,7 @@ class RemoteDataset(Samples):
         return cached(cache, self.revision)
 
     def _made_of(self, plan: Plan) -> dict[str, MadeOf]:
-        """What the fields of samples are made of, but for those whose rows differ in length.
+        """What the fields of samples are made of, but for sparse ones.
 
         Raises
         ------
@@ -779,14 +782,15 @@ class RemoteDataset(Samples):
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
         found = {}
         for name in names:
-            if name in plan.frame.sparse or (name in plan.frame.flat and name not in plan.decoding):
+            if name in plan.frame.sparse:
                 continue
+            is_list = name in plan.frame.flat and name not in plan.decoding
             is_cropped = crops is not None and name in crops.fields
             origin, field = self._origin_of(stored.get(name, name))
             found[name] = MadeOf(
                 origin,
                 field,
-                known[name].shape,
+                None if is_list else known[name].shape,
                 offsets.get(name, 0),
                 crops.lengths if crops is not None and is_cropped else None,
             )
@@ -821,10 +825,12 @@ class RemoteDataset(Samples):
             other, revision = RemoteDataset(self._client, info), unquote(whose.partition("@")[2])
             fields = [made.field for made in made_of.values() if made.origin == other.name]
             if fields:
-                frame = other._frame({"fields": fields})
+                encoded = [self._origin_of(name) for name in names_of(plan.params.get("encoded"))]
+                as_stored = [field for origin, field in encoded if origin == other.name]
+                frame = other._frame({"fields": fields, "encoded": as_stored})
                 found[other.name] = Origin(
                     self._cache_of(other.name, revision, other.rows, folder, cache_bytes),
-                    taker(client, other._path, revision, frame, {}, client.pool),
+                    taker(client, other._path, revision, frame, {}, client.pool, as_stored=as_stored),
                     rows_of_other(other.name) if by_key else ROWS,
                 )
         return found
@@ -1072,8 +1078,8 @@ def _fields_of(plan: Plan) -> list[str]:
     return [name for name in plan.frame.fields if name not in beside]
 
 
-def _plan_of_flat(plan: Plan) -> Plan:
-    """The plan for fields whose rows differ in length and so are not cached. They cannot be cropped.
+def _without_crops(plan: Plan) -> Plan:
+    """The plan for fields that are neither cached nor cropped.
 
     Raises
     ------
@@ -1081,11 +1087,10 @@ def _plan_of_flat(plan: Plan) -> Plan:
     """
     if CROP not in plan.frame.tensors:
         return plan
-    flat = [name for name in plan.frame.flat if name not in plan.decoding]
-    if plan.params.get("crop_at") == "grid" and flat:
+    if plan.params.get("crop_at") == "grid" and plan.frame.sparse:
         raise BadParameter(
-            f"cache= keeps no rows that differ in length, as of {flat[0]!r}, and a grid of crops needs them for each "
-            "cell: leave out this field, or cache="
+            f"cache= keeps no sparse rows, as of {next(iter(plan.frame.sparse))!r}, and a grid of crops needs them for "
+            "each cell: leave out this field, or cache="
         )
     params = {name: value for name, value in plan.params.items() if name not in ("crop", "crop_fields", "crop_at")}
     tensors = {name: kind for name, kind in plan.frame.tensors.items() if name != CROP}

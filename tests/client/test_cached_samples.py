@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -18,17 +19,18 @@ import h5py
 import httpx
 import numpy as np
 import pytest
+from h5feed.cache.lists import Lists, ListStore
 from h5feed.errors import BadParameter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.cached import Asked, all_same
+from tests.support.cached import Asked, all_same, damage
 from tests.support.server_process import ServerProcess
 
 EPISODES = [9, 14, 1, 12, 17, 3]
 ROBOT_ROWS = sum(EPISODES)
 SCANS, SHAPE = 17, (10, 8, 6)
-PAIRS = 60
+PAIRS, TEXTS = 60, 90
 GENERATOR = np.random.default_rng(0)
 IDS = GENERATOR.permutation(200)[:PAIRS]
 
@@ -53,6 +55,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["waves"] = (GENERATOR.random((SCANS, *SHAPE)) + 1j).astype("c8")
         file["labels"] = np.arange(SCANS) % 2
         file["note"] = [f"scan {number}" * (number % 3) for number in range(SCANS)]
+    lengths = np.minimum(GENERATOR.geometric(0.05, TEXTS) - 1, 150)
+    with h5py.File(folder / "texts.h5", "w") as file:
+        for name in ("tokens", "tags"):
+            file[name] = GENERATOR.integers(1, 500, lengths.sum(), dtype=np.int32)
+            file[f"{name}.offsets"] = np.concatenate([[0], np.cumsum(lengths)])
+        file["text"] = ["ä" * (number % 7) + str(number) for number in range(TEXTS)]
+        file["labels"] = np.arange(TEXTS) % 3
     with h5py.File(folder / "huge.h5", "w") as file:
         file.create_dataset("volume", data=np.ones((3, 40, 40, 50), np.uint8), chunks=(1, 8, 8, 8), compression="gzip")
     with h5py.File(folder / "main.h5", "w") as file:
@@ -86,7 +95,7 @@ def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """New names of folders."""
     base = tmp_path_factory.mktemp("caches")
-    return (base / str(number) for number in range(1 << 20))  # type: ignore[return-value]
+    return (base / str(number) for number in itertools.count())
 
 
 @contextlib.contextmanager
@@ -275,7 +284,7 @@ def test_joins(
     shards: dict[str, Any],
     most: int | None,
 ) -> None:
-    """By number, by key, and of rows with partners only; with text of another dataset, which is not cached."""
+    """By number, by key, and of rows with partners only; with text of another dataset."""
     options: dict[str, Any] = {"fields": [*own, *(name for join in joins for name in JOINS[join])], **order, **shards}
     dataset = feed["main"].join(*joins, how="inner" if "part:id" in joins else None)
     either(dataset, folders, most, options)
@@ -334,12 +343,11 @@ def test_crops(
 
 
 def test_crops_of_drawn_rows_and_text(feed: h5feed.Feed, folders: Iterator[Path]) -> None:
-    """Rows that are drawn twice have two places; text that comes with crops is not cached."""
+    """Rows that are drawn twice have two places; text comes whole."""
     options: dict[str, Any] = {"fields": ["volume", "note"], "crop": (4, 4, 4), "batch_size": 5, "epoch": 0}
     either(feed["scans"], folders, None, {**options, "balance": True, "epoch_rows": 60, "fields": ["volume"]})
     either(feed["scans"], folders, None, {**options, "shuffle": True})
-    with pytest.raises(BadParameter, match="'note', and a grid of crops"):
-        feed["scans"].batches(**options, crop_at="grid", cache=next(folders))
+    either(feed["scans"], folders, None, {**options, "shuffle": True, "crop_at": "grid"})
 
 
 def test_whole_rows_are_fetched_once(server: ServerProcess, tmp_path: Path) -> None:
@@ -367,6 +375,125 @@ def test_a_row_that_is_too_long_to_be_kept(data: Path, tmp_path: Path) -> None:
         with pytest.raises(BadParameter, match=r"a row of 'volume' has 80,000 bytes, and a response may have 65,536"):
             feed["huge"].batches(**options, cache=tmp_path / "cache")
     assert small.stop() == 0
+
+
+@given(
+    pack=st.sampled_from([20, 64]),
+    overlong=st.sampled_from(["truncate", "split"]),
+    fields=st.sampled_from([["tokens"], ["tokens", "tags"]]),
+    order=ORDERS,
+    shards=SHARDS,
+    most=st.sampled_from([None, None, 100_000]),
+)
+def test_packed_rows(
+    feed: h5feed.Feed,
+    folders: Iterator[Path],
+    pack: int,
+    overlong: Any,
+    fields: list[str],
+    order: dict[str, Any],
+    shards: dict[str, Any],
+    most: int | None,
+) -> None:
+    """Of lists that are cached as a whole, those items are in a packed row that the server would send."""
+    options: dict[str, Any] = {"pack": pack, "overlong": overlong, "fields": fields, "pack_by": "tokens"}
+    either(feed["texts"], folders, most, {**options, **order, **shards})
+
+
+@given(
+    layout=st.sampled_from(
+        [
+            {},
+            {"pad": "tokens"},
+            {"pad": ["tokens", "text"], "max_length": {"tokens": 12, "text": 4}, "truncate": "end"},
+            {"pad": "tokens", "max_length": 9, "truncate": "start"},
+            {"pad": "tokens", "bucket": 30, "bucket_by": "tokens"},
+        ]
+    ),
+    order=ORDERS,
+    most=st.sampled_from([None, None, 100_000]),
+)
+def test_lists_and_text(
+    feed: h5feed.Feed, folders: Iterator[Path], layout: dict[str, Any], order: dict[str, Any], most: int | None
+) -> None:
+    """Rows that differ in length are cached as well, and padded as without a cache."""
+    either(feed["texts"], folders, most, {"fields": ["tokens", "text", "labels"], **layout, **order})
+
+
+def test_lists_are_fetched_once(server: ServerProcess, tmp_path: Path) -> None:
+    """Packed, padded and flat ones have the same rows."""
+    options: dict[str, Any] = {"fields": ["tokens"], "batch_size": 4, "cache": tmp_path, "shuffle": True}
+    with counted(server) as (feed, asked):
+        packed = {**options, "pack": 32, "overlong": "split", "pack_by": "tokens"}
+        for _ in feed["texts"].batches(**packed, connections=1):
+            pass
+        assert len(asked.single_rows) == len({*asked.single_rows}) < TEXTS, "rows without items are left out"
+        for _ in feed["texts"].batches(**options):
+            pass
+        asked.requests.clear()
+        for epoch in (1, 2):
+            for _ in feed["texts"].batches(**packed, epoch=epoch):
+                pass
+            for batch in feed["texts"].batches(**options, pad="tokens", epoch=epoch):
+                assert len(batch.rows)
+        assert nothing_but_row_ids(asked)
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*.lists")}
+    with h5feed.connect(server.url, deadline=60, local=False) as other:
+        assert all_same(other["texts"], tmp_path, fields=["tokens"], shuffle=True) == TEXTS
+    assert before == {path: path.stat().st_size for path in tmp_path.rglob("*.lists")} and len(before) == 1
+
+
+@pytest.mark.parametrize("how", ["rows lost", "a few bytes", "cut off", "empty", "longer"])
+@pytest.mark.parametrize("ending", [".lists", ".entries"])
+def test_torn_lists_are_never_delivered(server: ServerProcess, tmp_path: Path, how: str, ending: str) -> None:
+    """Whatever part of the files was lost: a process that opens them delivers the server's rows, and mends them."""
+    options: dict[str, Any] = {"batch_size": 16, "fields": ["tokens", "text"]}
+    with h5feed.connect(server.url, local=False) as feed:
+        assert all_same(feed["texts"], tmp_path, **options) == TEXTS
+    damaged = list(tmp_path.rglob(f"*{ending}"))
+    assert len(damaged) == 2
+    for path in damaged:
+        damage(path, how)
+    with counted(server) as (feed, asked), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        texts = feed["texts"]
+        for epoch in range(2):
+            assert all_same(texts, tmp_path, shuffle=True, epoch=epoch, **options) == TEXTS
+        asked.requests.clear()
+        for batch in texts.batches(**options, cache=tmp_path):
+            assert len(batch.rows)
+        assert nothing_but_row_ids(asked)
+
+
+def test_a_store_of_lists(tmp_path: Path) -> None:
+    """Rows come back as they were put, whole or in part; empty and repeated ones too, and each is stored once."""
+    values = [100 * number + np.arange(number * 3, dtype=np.int32) for number in range(10)]
+
+    def lists(rows: list[int]) -> Lists:
+        offsets = np.cumsum([0, *(len(values[row]) for row in rows)])
+        return Lists(np.concatenate([values[row] for row in rows]), offsets)
+
+    one, two = (ListStore(tmp_path / "f.lists", 10, np.dtype(np.int32)) for _ in range(2))
+    assert one.fresh and one.put(np.array([5, 0, 9, 5]), lists([5, 0, 9, 5])) == 3
+    assert two.put(np.array([9, 2]), lists([9, 2])) == 1
+    assert (tmp_path / "f.lists").stat().st_size == 4 * (15 + 0 + 27 + 6)
+    for store in (one, two, ListStore(tmp_path / "f.lists", 10, np.dtype(np.int32))):
+        assert not store.fresh and store.count() == 4
+        for _ in range(2):
+            found = store.take(np.array([9, 1, 0, 5, 2, 9]))
+            assert [None if own is None else own.tolist() for own in found] == [
+                None if row == 1 else values[row].tolist() for row in (9, 1, 0, 5, 2, 9)
+            ]
+            parts = store.take(np.array([9, 9, 0]), np.array([[3, 4], [26, 2], [0, 0]]))
+            assert parts[0] is not None and parts[0].tolist() == [903, 904, 905, 906]
+            assert parts[1] is None and parts[2] is not None and not len(parts[2])
+    # Cut off and filled with other rows: what was known is not believed any more.
+    os.truncate(tmp_path / "f.lists", 0)
+    other = ListStore(tmp_path / "f.lists", 10, np.dtype(np.int32))
+    assert other.put(np.array([8]), lists([8])) == 1
+    assert one.take(np.array([5]), np.array([[0, 2]])) == [None]
+    assert one.put(np.array([5]), lists([5])) == 1
+    assert (other.take(np.array([5]))[0] == values[5]).all()  # type: ignore[union-attr]
 
 
 def test_bodies_of_row_ids(server: ServerProcess) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import h5feed
@@ -37,6 +39,7 @@ def same(ours: Batch, theirs: Batch) -> None:
     assert list(ours) == list(theirs)
     assert (ours.index, ours.epoch, ours.revision) == (theirs.index, theirs.epoch, theirs.revision)
     np.testing.assert_array_equal(ours.rows, theirs.rows)
+    np.testing.assert_array_equal(ours.row_offsets, theirs.row_offsets)
     assert (ours.weight is None) == (theirs.weight is None)
     if ours.weight is not None:
         np.testing.assert_array_equal(ours.weight, theirs.weight)
@@ -52,3 +55,31 @@ def all_same(dataset: h5feed.Dataset, cache: Any, **options: Any) -> int:
         same(mine, other)
         count += len(mine.rows)
     return count
+
+
+def damage(path: Path, how: str) -> None:
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        if how == "rows lost":
+            # What a power failure leaves: the sums were written back, half of the data was not.
+            for start in range(0, size, 8192):
+                file.seek(start)
+                file.write(bytes(min(4096, size - start)))
+        elif how == "a few bytes":
+            for start in range(100, size, 5000):
+                file.seek(start)
+                file.write(b"\xa5\x5a")
+        elif how == "cut off":
+            file.truncate(size // 2)
+        elif how == "empty":
+            file.truncate(0)
+        elif how == "longer":
+            file.truncate(size + 1)
+        elif how == "a bit":
+            file.seek(size // 2)
+            byte = file.read(1)[0]
+            file.seek(size // 2)
+            file.write(bytes([byte ^ 4]))
+    if how == "a FIFO":
+        path.unlink()
+        os.mkfifo(path)

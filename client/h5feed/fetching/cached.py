@@ -21,12 +21,13 @@ from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..cache.folder import Piece, RowCache
+from ..cache.lists import AnyStore, Lists, ListStore, Values
 from ..cache.store import Bools, FieldStore, Int64s
 from ..errors import BadAnswer, TooLarge
 from ..net import trace
 from ..offsets import MASK, Offsets
 from ..plan import Plan
-from ..wire import CROP, EPISODE, ROWS, WEIGHT, Tensor
+from ..wire import CROP, EPISODE, ITEMS, OFFSETS, ROWS, WEIGHT, Tensor
 from .leased import leased
 
 TAKE_BYTES = 64 << 20
@@ -66,8 +67,8 @@ class MadeOf:
         Name of the dataset; empty: that of the plan.
     field : str
         Name of the field there.
-    shape : tuple of int
-        Of its rows.
+    shape : tuple of int or None
+        Of its rows; None: they differ in length.
     offsets : int or tuple of int
         Its rows, relative to the row of the sample.
     crop : tuple of int or None
@@ -76,7 +77,7 @@ class MadeOf:
 
     origin: str
     field: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     offsets: Offsets = 0
     crop: tuple[int, ...] | None = None
 
@@ -97,8 +98,8 @@ def cached_fetch(
 ) -> Fetch[Batch]:
     """Wrap `fetch` to take rows from caches if they are there.
 
-    The batches are the same, byte for byte. Rows from the server are stored. Fields whose rows differ in length (text)
-    are not cached: they are fetched separately in every epoch.
+    The batches are the same, byte for byte, but lists are not cut to ``max_length``. Rows from the server are stored.
+    Sparse rows are not cached: they are fetched separately in every epoch.
 
     Parameters
     ----------
@@ -118,8 +119,8 @@ def cached_fetch(
     fields = _fields_of(plan, origins, made_of)
     if not fields:
         return fetch
-    flat = _flat_fields(plan)
-    return _CachedFetch(fetch, plan, origins, fields, fetch_ids, fetch_fields(flat) if flat else None, pool)
+    others = [*plan.frame.sparse]
+    return _CachedFetch(fetch, plan, origins, fields, fetch_ids, fetch_fields(others) if others else None, pool)
 
 
 def takes_of(plan: Plan, made_of: Mapping[str, MadeOf]) -> int:
@@ -127,10 +128,17 @@ def takes_of(plan: Plan, made_of: Mapping[str, MadeOf]) -> int:
     found = 0
     for tensor in plan.tensors:
         if (made := made_of.get(tensor.name)) is not None:
-            row_bytes = max(1, math.prod(made.shape) * tensor.dtype.itemsize)
+            row_bytes = _sample_bytes(plan) if made.shape is None else math.prod(made.shape) * tensor.dtype.itemsize
             samples = plan.batch_size * max(1, plan.block_bytes // max(1, plan.batch_bytes))
             found += -(-samples * made.rows_per_sample // _at_once(plan, row_bytes))
+            # Lists may be longer than they are on average.
+            found += made.shape is None
     return found
+
+
+def _sample_bytes(plan: Plan) -> int:
+    """Bytes of a sample, on average if lists differ in length."""
+    return plan.batch_bytes // plan.batch_size
 
 
 @dataclass(frozen=True)
@@ -139,9 +147,18 @@ class _Field:
 
     name: str
     made: MadeOf
-    store: FieldStore
+    store: AnyStore
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its rows differ in length."""
+        return self.made.shape is None
+
+    def values(self, came: Columns, name: str) -> Values:
+        """The rows of the field in what has come from the server, where it has this name."""
+        return Lists(came[name], came[name + OFFSETS]) if self.is_list else came[name]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -156,10 +173,6 @@ class _Wanted:
     ----------
     rows : (k, *extra) int64
         The rows of each sample.
-    starts : (k, axes) int64 or None
-        Where the parts of the rows of each sample begin; None if they are whole.
-    out : (k, *extra, *sample) array
-        Is filled with them.
 
     Attributes
     ----------
@@ -170,19 +183,19 @@ class _Wanted:
         Which of them came from the cache.
     """
 
-    def __init__(self, field: _Field, rows: Int64s, starts: Int64s | None, out: npt.NDArray[Any]) -> None:
+    def __init__(self, field: _Field, rows: Int64s) -> None:
         self.field, self._samples = field, len(rows)
         self.rows = rows.reshape(-1)
-        sample = field.made.shape if starts is None else out.shape[rows.ndim :]
-        self._out = out.reshape(len(self.rows), *sample)
-        self._starts = None if starts is None else np.repeat(starts, field.made.rows_per_sample, axis=0)
-        if self._starts is None:
-            self.held: Bools = field.store.take(self.rows, self._out)
-        else:
-            self.held = field.store.has(self.rows)
-            places = np.flatnonzero(self.held)
-            self._cut(field.store.mapped(field.dtype, field.made.shape), self.rows[places], places)
+        self.held: Bools = self._cached()
         self._missing = np.flatnonzero(~self.held)
+
+    def _cached(self) -> Bools:
+        """Take what is cached; returns `held`."""
+        raise NotImplementedError
+
+    def _set(self, places: Int64s, values: Any, rows: Int64s) -> None:
+        """Put some of the rows of `values` at these places."""
+        raise NotImplementedError
 
     @property
     def samples_held(self) -> Bools:
@@ -201,26 +214,89 @@ class _Wanted:
         """The rows that have not come from the cache; they may repeat."""
         return self.rows[self._missing]
 
-    def put(self, rows: Int64s, values: npt.NDArray[Any]) -> None:
+    def put(self, rows: Int64s, values: Values) -> None:
         """Take what is missing from rows that have come, which ascend."""
         at = np.searchsorted(rows, self.missing)
         here = at < len(rows)
         here[here] = rows[at[here]] == self.missing[here]
-        places = self._missing[here]
-        if self._starts is None:
-            self._out[places] = values[at[here]]
-        else:
-            self._cut(values, at[here], places)
+        self._set(self._missing[here], values, at[here])
 
-    def _cut(self, values: npt.NDArray[Any], rows: Int64s, places: Int64s) -> None:
-        """Copy parts of rows of an array to these places."""
-        assert self._starts is not None and self.field.made.crop is not None
+
+class _WantedArrays(_Wanted):
+    """A field whose rows have the same shape.
+
+    Parameters
+    ----------
+    starts : (k, axes) int64 or None
+        Where the parts of the rows of each sample begin; None if they are whole.
+    out : (k, *extra, *sample) array
+        Is filled with the rows.
+    """
+
+    def __init__(self, field: _Field, rows: Int64s, starts: Int64s | None, out: npt.NDArray[Any]) -> None:
+        self._starts = None if starts is None else np.repeat(starts, field.made.rows_per_sample, axis=0)
+        self._out = out.reshape(rows.size, *out.shape[rows.ndim :])
+        super().__init__(field, rows)
+
+    def _cached(self) -> Bools:
+        store, shape = self.field.store, self.field.made.shape
+        assert isinstance(store, FieldStore) and shape is not None
+        if self._starts is None:
+            return store.take(self.rows, self._out)
+        held = store.has(self.rows)
+        places = np.flatnonzero(held)
+        self._set(places, store.mapped(self.field.dtype, shape), self.rows[places])
+        return held
+
+    def _set(self, places: Int64s, values: npt.NDArray[Any], rows: Int64s) -> None:
+        if self._starts is None:
+            self._out[places] = values[rows]
+            return
         lengths = self.field.made.crop
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        assert lengths is not None
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             starts = self._starts[place].tolist()
-            self._out[place] = values[row][
-                tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
-            ]
+            part = tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+            self._out[place] = values[row][part]
+
+
+class _WantedLists(_Wanted):
+    """A field whose rows differ in length.
+
+    Parameters
+    ----------
+    spans : (k, 2) int64 or None
+        Which items of each row: the first, and how many; None: all.
+    """
+
+    def __init__(self, field: _Field, rows: Int64s, spans: Int64s | None) -> None:
+        if spans is not None and (spans < 0).any():
+            raise BadAnswer(f"received items of {field.name!r} with negative numbers")
+        self._spans = spans
+        self._found: list[npt.NDArray[Any] | None] = []
+        super().__init__(field, rows)
+
+    def _cached(self) -> Bools:
+        assert isinstance(self.field.store, ListStore)
+        self._found = self.field.store.take(self.rows, self._spans)
+        return np.array([one is not None for one in self._found], np.bool_)
+
+    def _set(self, places: Int64s, values: Lists, rows: Int64s) -> None:
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            items = values.row(row)
+            if self._spans is not None:
+                first, count = self._spans[place].tolist()
+                if first + count > len(items):
+                    raise BadAnswer(f"received a row of {self.field.name!r} that is shorter than its part")
+                items = items[first : first + count]
+            self._found[place] = items
+
+    def lists(self, begin: int, end: int, pool: BufferPool) -> Lists:
+        """Samples begin … end-1, in memory of `pool`."""
+        found = [one for one in self._found[begin:end] if one is not None]
+        offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
+        (items,) = leased(pool, {"": (self.field.dtype, (int(offsets[-1]),))}).values()
+        return Lists(np.concatenate(found, out=items), offsets)
 
 
 class _CachedFetch:
@@ -233,7 +309,7 @@ class _CachedFetch:
         origins: Mapping[str, Origin],
         fields: Sequence[_Field],
         fetch_ids: Fetch[Batch],
-        fetch_flat: Fetch[Batch] | None,
+        fetch_others: Fetch[Batch] | None,
         pool: BufferPool,
     ) -> None:
         self._fetch = fetch
@@ -241,14 +317,18 @@ class _CachedFetch:
         self._origins = origins
         self._fields = fields
         self._fetch_ids = fetch_ids
-        self._fetch_flat = fetch_flat
+        self._fetch_others = fetch_others
         self._pool = pool
         self._names = [tensor.name for tensor in _widest_first(plan) if tensor.name not in (ROWS, WEIGHT)]
         self._row_ids = origins[""].cache.row_ids
-        self._is_each_row = all(
-            (one.made.origin, one.made.offsets, one.made.crop) == ("", 0, None) for one in fields
-        ) and len({one.key for one in fields}) == len(fields)
-        """Whether samples are the rows of the same numbers."""
+        # The server cuts lists to `max_length`, and packed rows.
+        is_cut = plan.is_packed or "max_length" in plan.params
+        self._is_each_row = (
+            all((one.made.origin, one.made.offsets, one.made.crop) == ("", 0, None) for one in fields)
+            and len({one.key for one in fields}) == len(fields)
+            and not (is_cut and any(one.is_list for one in fields))
+        )
+        """Whether samples are the whole rows of the same numbers."""
 
     def __call__(self, block: Block, cancelled: threading.Event) -> list[Batch]:
         if self._is_each_row and any(field.store.fresh for field in self._fields):
@@ -266,16 +346,20 @@ class _CachedFetch:
             return self._whole(block, cancelled)
         cropped = self._cropped_by_server(block, wanted, held, ends, cancelled)
         self._fetch_missing(wanted, cancelled)
-        others = self._fetch_flat(block, cancelled) if self._fetch_flat is not None else [None] * len(ids)
+        others = self._fetch_others(block, cancelled) if self._fetch_others is not None else [None] * len(ids)
         batches = []
         for batch, other, (begin, end) in zip(ids, others, pairwise(ends), strict=True):
             if batch.index in cropped:
                 batches.append(cropped[batch.index])
                 continue
-            fields = {
-                name: other[name] if other is not None and name in other else arrays[name][begin:end]
-                for name in self._names
-            }
+            made: dict[str, npt.NDArray[Any]] = {} if other is None else dict(other)
+            if self._plan.is_packed:
+                made[ROWS + OFFSETS] = np.array(batch[ROWS + OFFSETS])
+            for one in wanted:
+                if isinstance(one, _WantedLists):
+                    lists, name = one.lists(begin, end, self._pool), one.field.name
+                    made |= {name: lists.items, name + OFFSETS: lists.offsets}
+            fields = {name: made[name] if name in made else arrays[name][begin:end] for name in self._names}
             batches.append(
                 Batch(
                     fields,
@@ -292,7 +376,7 @@ class _CachedFetch:
     def _lease(self, count: int, weighted: bool) -> dict[str, npt.NDArray[Any]]:
         """Uninitialised tensors of `count` samples, in one recycled buffer, but none of uncached fields."""
         kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype(np.int64), (count,))}
-        kinds |= {field.name: (field.dtype, (count, *field.shape)) for field in self._fields}
+        kinds |= {field.name: (field.dtype, (count, *field.shape)) for field in self._fields if not field.is_list}
         for name, (dtype, sample) in self._plan.frame.tensors.items():
             if name == CROP or name in self._plan.frame.masks:
                 kinds[name] = dtype, (count, *sample)
@@ -304,7 +388,7 @@ class _CachedFetch:
         """What the server tells of all samples of a block, by name; those that batches have, in their memory."""
         np.concatenate([batch.rows for batch in ids], out=arrays[ROWS])
         columns = {ROWS: arrays[ROWS]}
-        for name in ids[0]:
+        for name in ids[0].keys() - {ROWS + OFFSETS}:
             columns[name] = np.concatenate([batch[name] for batch in ids], out=arrays.get(name))
         if WEIGHT in arrays:
             np.concatenate([batch.weight for batch in ids if batch.weight is not None], out=arrays[WEIGHT])
@@ -324,19 +408,24 @@ class _CachedFetch:
         # As unsigned integers, negative row ids are too large as well.
         if rows.size and int(rows.view(np.uint64).max()) >= origin.cache.rows:
             raise BadAnswer(f"received row ids out of range for the {origin.cache.rows:,} rows of {field.name!r}")
+        if field.is_list:
+            return _WantedLists(field, rows, columns.get(ITEMS))
         starts = None
-        if made.crop is not None:
+        if made.crop is not None and made.shape is not None:
             starts = columns[CROP]
             rooms = np.array(made.shape[: len(made.crop)]) - np.array(made.crop)
             if ((starts < 0) | (starts > rooms)).any():
                 raise BadAnswer(f"received crops of {field.name!r} that are not within its rows")
-        return _Wanted(field, rows, starts, arrays[field.name])
+        return _WantedArrays(field, rows, starts, arrays[field.name])
 
     def _whole(self, block: Block, cancelled: threading.Event) -> list[Batch]:
         """Fetch the whole block from the server and store it."""
         batches = self._fetch(block, cancelled)
         self._origins[""].cache.put(
-            [Piece(batch.rows, {field.store: batch[field.name] for field in self._fields}) for batch in batches]
+            [
+                Piece(batch.rows, {field.store: field.values(batch, field.name) for field in self._fields})
+                for batch in batches
+            ]
         )
         return batches
 
@@ -372,21 +461,23 @@ class _CachedFetch:
             together.setdefault((origin, rows.tobytes()), (rows, []))[1].append(field)
         for (origin, _), (rows, fields) in together.items():
             those = [one for one in wanted if one.field.made.origin == origin and one.field.made.field in fields]
-            stores = {one.field.made.field: one.field.store for one in those}
-            for asked, came in self._taken(origin, rows, stores, cancelled):
+            for asked, came in self._taken(origin, rows, [one.field for one in those], cancelled):
+                values = {one.field.store: one.field.values(came, one.field.made.field) for one in those}
                 for one in those:
-                    one.put(asked, came[one.field.made.field])
-                self._origins[origin].cache.put([Piece(asked, {store: came[field] for field, store in stores.items()})])
+                    one.put(asked, values[one.field.store])
+                self._origins[origin].cache.put([Piece(asked, values)])
 
     def _taken(
-        self, origin: str, rows: Int64s, stores: Mapping[str, FieldStore], cancelled: threading.Event
+        self, origin: str, rows: Int64s, fields: Sequence[_Field], cancelled: threading.Event
     ) -> Iterator[tuple[Int64s, Columns]]:
         """Rows of fields of a dataset, in parts."""
-        start, count = 0, _at_once(self._plan, sum(store.row_bytes for store in stores.values()))
+        names = {field.made.field: field.store for field in fields}
+        sizes = [_sample_bytes(self._plan) if isinstance(one, ListStore) else one.row_bytes for one in names.values()]
+        start, count = 0, _at_once(self._plan, sum(sizes))
         while start < len(rows):
             asked = rows[start : start + count]
             try:
-                came = self._origins[origin].take(asked, list(stores), cancelled)
+                came = self._origins[origin].take(asked, list(names), cancelled)
             except TooLarge:
                 # These rows are longer than others, or in more chunks than one response may read.
                 if len(asked) == 1:
@@ -406,19 +497,17 @@ def _widest_first(plan: Plan) -> list[Tensor]:
     return sorted(plan.tensors, key=lambda tensor: -tensor.dtype.itemsize)
 
 
-def _flat_fields(plan: Plan) -> list[str]:
-    """Fields whose rows differ in length, which are not cached. Image files that are decoded here do not count."""
-    frame = plan.frame
-    flat = (name for name in frame.fields if name in frame.sparse or name in frame.flat)
-    return [name for name in flat if name not in plan.decoding]
-
-
 def _fields_of(plan: Plan, origins: Mapping[str, Origin], made_of: Mapping[str, MadeOf]) -> list[_Field]:
     """The fields that are cached; none if a cache is of no use."""
     fields = []
     for tensor in _widest_first(plan):
         if (made := made_of.get(tensor.name)) is not None:
-            store = origins[made.origin].cache.store(made.field, tensor.dtype, made.shape)
+            cache = origins[made.origin].cache
+            store: AnyStore | None
+            if made.shape is None:
+                store = cache.list_store(made.field, tensor.dtype)
+            else:
+                store = cache.store(made.field, tensor.dtype, made.shape)
             if store is None:
                 return []
             fields.append(_Field(tensor.name, made, store, tensor.dtype, tensor.shape[1:]))
