@@ -146,9 +146,6 @@ class Frame:
         encoded = set(encoded)
         for field in fields:
             axes = axes_of((offsets or {}).get(field.name, 0))
-            if masked and field.name in (offsets or {}):
-                masks.add(field.name + MASK)
-                tensors[field.name + MASK] = np.dtype("|b1"), axes
             is_bytes = field.name in encoded or field.dtype == "string"
             dtype = dtype_named("BF16") if field.dtype == "bfloat16" else DTYPES.get(field.dtype)
             if is_bytes:
@@ -169,6 +166,10 @@ class Frame:
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
                 tensors[field.name] = dtype, (*axes, *field.shape)
+            # Behind its field, as in a body.
+            if masked and field.name in (offsets or {}):
+                masks.add(field.name + MASK)
+                tensors[field.name + MASK] = np.dtype("|b1"), axes
         return cls(rows, tensors, flat, sparse, frozenset(masks), packed)
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:

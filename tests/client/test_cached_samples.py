@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.cached import Asked, all_same, damage
+from tests.support.photographs import encoded, photograph
 from tests.support.server_process import ServerProcess
 
 EPISODES = [9, 14, 1, 12, 17, 3]
@@ -62,6 +63,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file[f"{name}.offsets"] = np.concatenate([[0], np.cumsum(lengths)])
         file["text"] = ["ä" * (number % 7) + str(number) for number in range(TEXTS)]
         file["labels"] = np.arange(TEXTS) % 3
+    with h5py.File(folder / "photos.h5", "w") as file:
+        photos = file.create_dataset("photo", (PAIRS,), h5py.vlen_dtype(np.uint8))
+        for row in range(PAIRS):
+            photos[row] = np.frombuffer(encoded(photograph(row, 40, 32), quality=95), np.uint8)
+        photos.attrs.update({"encoding": "mixed", "shape": (40, 32, 3)})
+        file["id"] = IDS[::-1]
     with h5py.File(folder / "huge.h5", "w") as file:
         file.create_dataset("volume", data=np.ones((3, 40, 40, 50), np.uint8), chunks=(1, 8, 8, 8), compression="gzip")
     with h5py.File(folder / "main.h5", "w") as file:
@@ -494,6 +501,26 @@ def test_a_store_of_lists(tmp_path: Path) -> None:
     assert one.take(np.array([5]), np.array([[0, 2]])) == [None]
     assert one.put(np.array([5]), lists([5])) == 1
     assert (other.take(np.array([5]))[0] == values[5]).all()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("decode", ["auto", "server", "client"])
+def test_image_files(feed: h5feed.Feed, folders: Iterator[Path], decode: Any) -> None:
+    """Their pixels are cached, whoever decodes them, and so are the files, if these are asked for."""
+    photos, folder = feed["photos"], next(folders)
+    options: dict[str, Any] = {"fields": ["photo"], "batch_size": 7, "decode": decode}
+    joined: dict[str, Any] = {"join": "photos:id", "fields": ["images", "photos/photo"], "decode": decode}
+    for epoch in range(3):
+        shuffled: dict[str, Any] = {**options, "shuffle": True, "epoch": epoch}
+        all_same(photos, folder, **shuffled)
+        all_same(photos, folder, **shuffled, sequence_length=2, ends="pad")
+        all_same(photos, folder, **shuffled, crop=(16, 16))
+        all_same(photos, folder, **shuffled, encoded=["photo"])
+        all_same(feed["main"], folder, **joined, shuffle=True, epoch=epoch)
+        all_same(photos, folder, **{**shuffled, "fields": ["main/images", "photo"]}, join="main:id")
+        all_same(feed["main"], folder, **joined, encoded=["photos/photo"])
+    cache = photos.cache(folder)
+    assert cache.store("photo", np.dtype(np.uint8), (40, 32, 3)).count() == PAIRS  # type: ignore[union-attr]
+    assert cache.list_store("photo", np.dtype(np.uint8)).count() == PAIRS  # type: ignore[union-attr]
 
 
 def test_bodies_of_row_ids(server: ServerProcess) -> None:
