@@ -294,6 +294,7 @@ class _WantedLists(_Wanted):
     def lists(self, begin: int, end: int, pool: BufferPool) -> Lists:
         """Samples begin … end-1, in memory of `pool`."""
         found = [one for one in self._found[begin:end] if one is not None]
+        assert len(found) == end - begin
         offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
         (items,) = leased(pool, {"": (self.field.dtype, (int(offsets[-1]),))}).values()
         return Lists(np.concatenate(found, out=items), offsets)
