@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -245,27 +246,36 @@ def test_a_pass_with_a_cache_resumes(server: ServerProcess, feed: h5feed.Feed, t
 
 
 READ = """
-import sys, h5feed
-url, folder = sys.argv[1:]
+import json, sys, h5feed
+url, folder, name, options = sys.argv[1:]
 with h5feed.connect(url, local=False) as feed:
     for epoch in range(4):
-        for batch in feed["robot"].batches(sequence_length=2, ends="pad", shuffle=True, epoch=epoch, batch_size=3,
-                                           fields=["obs.image", "actions"], cache=folder):
+        for batch in feed[name].batches(shuffle=True, epoch=epoch, batch_size=3, cache=folder, **json.loads(options)):
             pass
 """
 
 
-def test_processes_share_rows(server: ServerProcess, feed: h5feed.Feed, tmp_path: Path) -> None:
-    """Two processes fill a folder that a third one reads meanwhile."""
-    command = [sys.executable, "-c", READ, server.url, str(tmp_path)]
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("robot", {"fields": ["obs.image", "actions"], "sequence_length": 3, "ends": "pad"}, ROBOT_ROWS),
+        ("texts", {"fields": ["tokens", "tags"], "pack": 32, "overlong": "split", "pack_by": "tags"}, TEXTS),
+    ],
+)
+def test_processes_share_rows(
+    server: ServerProcess, feed: h5feed.Feed, tmp_path: Path, name: str, options: dict[str, Any], rows: int
+) -> None:
+    """Two processes fill a folder that a third one reads and fills meanwhile; each row is stored once."""
+    command = [sys.executable, "-c", READ, server.url, str(tmp_path), name, json.dumps(options)]
     writers = [subprocess.Popen(command) for _ in range(2)]
-    fields: dict[str, Any] = {"fields": ["obs.image", "actions"], "shuffle": True}
-    robot = feed["robot"]
+    dataset = feed[name]
     for epoch in range(3):
-        all_same(robot, tmp_path, sequence_length=3, epoch=epoch, **fields)
+        all_same(dataset, tmp_path, **options, shuffle=True, epoch=epoch)
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    all_same(robot, tmp_path, sequence_length=3, ends="pad", **fields)
-    assert robot.cache(tmp_path).cached_rows == ROBOT_ROWS
+    all_same(dataset, tmp_path, fields=options["fields"])
+    assert dataset.cache(tmp_path).cached_rows == rows
+    nbytes = [path.stat().st_size for path in tmp_path.rglob("*.lists")]
+    assert nbytes == ([] if name == "robot" else [4 * dataset.take(range(TEXTS), fields=["tokens"])["tokens"].size] * 2)
 
 
 JOINS: dict[str, list[str]] = {
