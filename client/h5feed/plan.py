@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from .images import ImageSpec
 from .order import Last
 from .ragged import Layout
 from .stored.packing import Packing
-from .wire import Tensor
+from .wire import CROP, ROWS, WEIGHT, Tensor, rows_of_other
 
 BLOCK_BYTES = 16 << 20
 _WINDOWED_BLOCK_BYTES = 8 << 20
@@ -154,6 +155,22 @@ class Plan:
             fitting = max(1, (self.max_bytes - frame.max_bytes(0)) // frame.row_bytes)
             part_rows = fitting if fitting < self.batch_size else 0
         return replace(self, params=params, frame=frame, part_rows=part_rows)
+
+    def of_row_ids(self) -> Plan:
+        """The same order with only the ids of the rows that samples are made of."""
+        joins: tuple[str, ...] = self.params.get("join", ())
+        # Rows that are joined by number have the same one.
+        others = [rows_of_other(unquote(re.split("[@:]", text)[0])) for text in joins if ":" in text]
+        frame = self.frame.row_ids(others, episodes=self.params.get("ends") == "pad")
+        if frame.tensors.keys() <= {ROWS, WEIGHT}:
+            # Any server has these.
+            return self.of_fields([])
+        params = {**self.params, "body": "rows"}
+        if CROP not in frame.tensors:
+            # Where crops begin depends on the shapes of the fields, but nothing else does.
+            params["fields"] = ""
+            params.pop("encoded", None)
+        return replace(self, params=params, frame=frame, part_rows=0, not_here="only row ids are requested")
 
     @property
     def is_packed(self) -> bool:

@@ -181,8 +181,6 @@ def test_text_and_default_fields(ds: h5feed.Dataset) -> None:
     assert joined.take([3, 1]).rows.tolist() == [3, 1]
     with pytest.raises(BadParameter, match="'main' alone"):
         joined.take([1], fields=["deep/depth"])
-    with pytest.raises(BadParameter, match="cache= keeps"):
-        joined.batches(cache="/nowhere")
     assert joined.splits(val=0.2)["splits"]["val"]["rows"] == 18
 
 

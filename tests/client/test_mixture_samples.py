@@ -262,8 +262,6 @@ def test_options_that_do_not_match(data: dict[str, h5feed.Dataset]) -> None:
         h5feed.mix(data, fields=swapped).plan(fields=["labels"], where="labels < 5")
     with pytest.raises(BadParameter, match="follow=True is for loops over one dataset"):
         mixed(data).loader(x="images", y="labels", follow=True)
-    with pytest.raises(BadParameter, match="samples are made of several rows"):
-        mixed(data).batches(fields=["images"], sequence_length=2, cache="unused")
 
 
 def test_what_is_unpacked_under_other_names(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
