@@ -855,8 +855,6 @@ class RemoteDataset(Samples):
             raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
         if (weights := asked.get("weights")) is not None:
             asked["weights"] = self.named_weights(weights)
-        if self._joins and asked.get("fields") is None:
-            asked["fields"] = self._chosen({})
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -899,10 +897,13 @@ class RemoteDataset(Samples):
         layout = layout_of(self.fields, fields, options)
         asked: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
         if layout is not None:
-            asked |= layout.params
+            # Those of joined datasets are cut here.
+            asked |= layout.params([name for name in layout.fields if _OF_OTHER not in name])
             if fields is None:
                 others = [] if layout.pack is not None else self._chosen(options)
                 asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
+        elif self._joins and fields is None:
+            asked["fields"] = self._chosen({})
         return cast(OrderOptions, asked), layout
 
     def _described(self) -> dict[str, dict[str, Any]]:
