@@ -23,8 +23,10 @@ from .wire import (
     CROP,
     DATA,
     DTYPE_NAMES,
+    EPISODE,
     INDICES,
     INDPTR,
+    ITEMS,
     OFFSETS,
     ROWS,
     WEIGHT,
@@ -144,9 +146,6 @@ class Frame:
         encoded = set(encoded)
         for field in fields:
             axes = axes_of((offsets or {}).get(field.name, 0))
-            if masked and field.name in (offsets or {}):
-                masks.add(field.name + MASK)
-                tensors[field.name + MASK] = np.dtype("|b1"), axes
             is_bytes = field.name in encoded or field.dtype == "string"
             dtype = dtype_named("BF16") if field.dtype == "bfloat16" else DTYPES.get(field.dtype)
             if is_bytes:
@@ -167,6 +166,10 @@ class Frame:
                 tensors[field.name + OFFSETS] = np.dtype("<i8"), ()
             else:
                 tensors[field.name] = dtype, (*axes, *field.shape)
+            # Behind its field, as in a body.
+            if masked and field.name in (offsets or {}):
+                masks.add(field.name + MASK)
+                tensors[field.name + MASK] = np.dtype("|b1"), axes
         return cls(rows, tensors, flat, sparse, frozenset(masks), packed)
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
@@ -179,6 +182,22 @@ class Frame:
         tensors = {name: kind for name, kind in self.tensors.items() if name in kept}
         flat = {name: offsets for name, offsets in self.flat.items() if name in kept}
         return Frame(self.rows, tensors, flat, sparse, self.masks & kept)
+
+    def row_ids(self, others: Iterable[str], *, episodes: bool) -> Frame:
+        """The frame of bodies that have only the ids of the rows that samples are made of.
+
+        Parameters
+        ----------
+        others : iterable of str
+            Names of the tensors with rows of other datasets.
+        episodes : bool
+            Whether there are those of the episodes.
+        """
+        kept = {name: self.tensors[name] for name in (ROWS, WEIGHT, CROP, ROWS + OFFSETS) if name in self.tensors}
+        int64 = np.dtype("<i8")
+        kept |= {EPISODE: (int64, (2,))} if episodes else {}
+        kept |= {ITEMS: (int64, (2,))} if self.packed else {}
+        return Frame(self.rows, kept | dict.fromkeys(others, (int64, ())), {}, packed=self.packed)
 
     def without(self, fields: Collection[str]) -> Frame:
         """The frame of all other fields, which do not differ in length."""
@@ -222,11 +241,12 @@ class Frame:
     def is_aligned(self, rows: int) -> bool:
         """Whether all tensors of a body of `rows` rows start 64-byte aligned if the body does.
 
-        Most bodies do, because of usual batch sizes. True if rows differ in length, because sizes are not known then.
+        Most bodies do, because of usual batch sizes. True if rows differ in length or are packed, because sizes are not
+        known then.
         """
         start = 0
         for dtype, sample in sorted(self.tensors.values(), key=lambda kind: -kind[0].itemsize):
-            if start % ALIGNMENT and not self.flat:
+            if start % ALIGNMENT and not self.flat and not self.packed:
                 return False
             start += rows * math.prod(sample) * dtype.itemsize
         return True

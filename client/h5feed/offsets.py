@@ -111,8 +111,8 @@ def offsets_by_name(options: Mapping[str, Any], names: Iterable[str]) -> dict[st
     BadParameter
     """
     named = {} if options.get("offsets") is None else offsets_of(options["offsets"])
-    length = options.get("sequence_length")
-    others = 0 if length is None else tuple(range(min(int(length), MAX_OFFSETS)))
+    length, rate = options.get("sequence_length"), int(options.get("sampling_rate") or 1)
+    others = 0 if length is None else tuple(rate * step for step in range(min(int(length), MAX_OFFSETS)))
     every = {name: named[name].offsets if name in named else others for name in names}
     return {name: own for name, own in every.items() if own != 0}
 

@@ -183,17 +183,13 @@ class PassOptions(TypedDict, total=False):
 
 
 class LoaderOptions(RowOptions, PassOptions, total=False):
-    """Options of `Dataset.tf_data`."""
-
-
-class FollowingOptions(LoaderOptions, total=False):
-    """Options of `Dataset.loader`, and of `Dataset.torch` without DataLoader workers."""
+    """Options of `Dataset.loader` and `Dataset.tf_data`."""
 
     follow: bool
     """Start each pass with the rows that the dataset has then."""
 
 
-class TorchOptions(FollowingOptions, total=False):
+class TorchOptions(LoaderOptions, total=False):
     """Options of `Dataset.torch`: see `h5feed.torch.TorchBatches`."""
 
     pin_memory: bool

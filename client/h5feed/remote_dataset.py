@@ -23,7 +23,7 @@ from .buffers import BufferPool
 from .cache import RowCache
 from .crops import Crops, RowShape, crop_of, crop_text, crops_of
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
-from .fetching.cached import cached_fetch
+from .fetching.cached import MadeOf, Origin, cached_fetch, takes_of
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
 from .fetching.images import ImageFetcher
@@ -67,7 +67,7 @@ from .stored.packing import Packing
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .weights import GivenWeights
-from .wire import OFFSETS, ROWS, Tensor, dtype_named
+from .wire import CROP, OFFSETS, ROWS, Tensor, dtype_named, rows_of_other
 
 CODECS = ("zstd",)
 """Values of ``compress``."""
@@ -120,7 +120,7 @@ class RemoteDataset(Samples):
         }
         self._joins: tuple[tuple[str, dict[str, Any]], ...] = ()
         self._how: str | None = None
-        self._caches: dict[tuple[str, int | None, int], RowCache] = {}
+        self._caches: dict[tuple[str, int | None, int, str], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quoted(self.name)}"
 
@@ -193,10 +193,8 @@ class RemoteDataset(Samples):
         return self._with_joins(joins, how or self._how)
 
     def owner_of(self, field: str) -> tuple[Samples, str]:
-        for _, info in self._joins:
-            if field.startswith(f"{info['name']}{_OF_OTHER}"):
-                return RemoteDataset(self._client, info), field.removeprefix(f"{info['name']}{_OF_OTHER}")
-        return self, field
+        origin, own = self._origin_of(field)
+        return next((RemoteDataset(self._client, info) for _, info in self._joins if info["name"] == origin), self), own
 
     def joined_by(self, options: dict[str, Any]) -> Self:
         others, how = options.pop("join", None), options.pop("how", None)
@@ -663,7 +661,8 @@ class RemoteDataset(Samples):
         # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a batch.
         # With a cache, also requests for row ids, for missing rows and for fields that are not cached. Images that are
         # not decoded here are requested twice.
-        requests = (1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed
+        requests = (1 if cache is None else 3) * plan.parts + 1 + bool(plan.images) + placed
+        requests += 0 if cache is None else takes_of(plan, self._made_of(plan))
         return self._fetch(plan, cache, pool), requests * self._client.deadline
 
     @property
@@ -710,11 +709,17 @@ class RemoteDataset(Samples):
         ------
         Preparing
         """
+        return self._cache_of(self.name, self.settle(), self.rows, folder, cache_bytes)
+
+    def _cache_of(
+        self, name: str, revision: str, rows: int, folder: str | os.PathLike[str], cache_bytes: int | None
+    ) -> RowCache:
+        """The cache of a dataset in a folder."""
         # One per process: a lock may have been held at the time of the fork.
-        key = os.path.abspath(os.path.expanduser(folder)), cache_bytes, os.getpid()
+        key = os.path.abspath(os.path.expanduser(folder)), cache_bytes, os.getpid(), name
         found = self._caches.get(key)
         if found is None:
-            found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
+            found = self._caches[key] = RowCache(key[0], name, revision, rows, cache_bytes)
         return found
 
     def named_weights(self, weights: str | npt.ArrayLike) -> str:
@@ -724,14 +729,8 @@ class RemoteDataset(Samples):
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None, pool: BufferPool | None = None
     ) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
-        if self._joins and cache is not None:
-            raise BadParameter("cache= keeps the rows of one dataset, not of several that are joined: leave it out")
         client = self._client if pool is None else self._client.with_pool(pool)
         if plan.layout is not None:
-            if plan.is_packed and cache is not None:
-                raise BadParameter(
-                    "cache= cannot be used with pack=: the rows of a batch are known only when it arrives"
-                )
             flat = self._fetch(replace(plan, layout=None), cache, pool)
             return laid_out_fetch(flat, plan.layout, client.pool)
         path = self._path
@@ -739,8 +738,6 @@ class RemoteDataset(Samples):
         fetch: Fetch[Batch] = images or fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
-        if cache is not None and plan.not_by_id:
-            raise BadParameter(f"cache= keeps single rows, but {plan.not_by_id}: leave out cache=")
         found = fetch if cache is None else self._cached(fetch, images, plan, cache, client)
         if plan.unpacking:
             found = unpacked_fetch(found, plan.unpacking)
@@ -755,17 +752,27 @@ class RemoteDataset(Samples):
         client: Client,
     ) -> Fetch[Batch]:
         """Fetch blocks through a local cache."""
-        path = self._path
+        client_of = partial(fetcher, client, self._path)
+        made_of, uncropped = self._made_of(plan), _without_crops(plan)
+        take = partial(
+            taker,
+            client,
+            self._path,
+            frame=self._frame_of_rows(plan),
+            decoding=plan.decoding,
+            as_stored=names_of(plan.params.get("encoded")),
+        )
+        others = self._other_origins(plan, made_of, cache, client)
 
         def cached(own: RowCache, revision: str) -> Fetch[Batch]:
+            take_own = images.taker(revision) if images else take(revision=revision, pool=client.pool)
             return cached_fetch(
                 fetch,
-                own,
                 plan,
-                fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
-                take=images.taker(revision)
-                if images
-                else taker(client, path, revision, plan.frame, plan.decoding, client.pool),
+                {"": Origin(own, take_own), **others},
+                made_of,
+                fetch_ids=client_of(plan.of_row_ids()),
+                fetch_fields=lambda names: client_of(uncropped.of_fields(names)),
                 pool=client.pool,
             )
 
@@ -788,6 +795,78 @@ class RemoteDataset(Samples):
             cache = self.cache(cache)
         return cached(cache, self.revision)
 
+    def _made_of(self, plan: Plan) -> dict[str, MadeOf]:
+        """What the fields of samples are made of, but for sparse ones.
+
+        Raises
+        ------
+        BadParameter
+            A row is too long to be fetched as a whole.
+        """
+        names = _fields_of(plan)
+        asked = {**plan.asked, "fields": names}
+        known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
+        found = {}
+        for name in names:
+            if name in plan.frame.sparse:
+                continue
+            is_list = name in plan.frame.flat and name not in plan.decoding
+            is_cropped = crops is not None and name in crops.fields
+            origin, field = self._origin_of(stored.get(name, name))
+            found[name] = MadeOf(
+                origin,
+                field,
+                None if is_list else known[name].shape,
+                offsets.get(name, 0),
+                crops.lengths if crops is not None and is_cropped else None,
+            )
+            row_bytes = math.prod(known[name].shape) * plan.frame.tensors[name][0].itemsize
+            if is_cropped and row_bytes > plan.max_bytes:
+                raise BadParameter(
+                    f"cache= keeps whole rows, of which parts are cropped, but a row of {name!r} has {row_bytes:,} "
+                    f"bytes, and a response may have {plan.max_bytes:,}: leave out cache=, or start the server with a "
+                    "larger H5FEED_MAX_BODY_BYTES"
+                )
+        return found
+
+    def _origin_of(self, field: str) -> tuple[str, str]:
+        """The joined dataset that a field is of, and its name there; "" if it is of this dataset."""
+        for _, info in self._joins:
+            if field.startswith(f"{info['name']}{_OF_OTHER}"):
+                return info["name"], field.removeprefix(f"{info['name']}{_OF_OTHER}")
+        return "", field
+
+    def _other_origins(
+        self,
+        plan: Plan,
+        made_of: Mapping[str, MadeOf],
+        cache: str | os.PathLike[str] | RowCache,
+        client: Client,
+    ) -> dict[str, Origin]:
+        """The joined datasets, with a cache of their own in the same folder."""
+        found = {}
+        folder, cache_bytes = (cache.folder, cache.max_bytes) if isinstance(cache, RowCache) else (cache, None)
+        for text, info in self._joins:
+            whose, by_key, _ = text.partition(":")
+            other, revision = RemoteDataset(self._client, info), unquote(whose.partition("@")[2])
+            fields = [made.field for made in made_of.values() if made.origin == other.name]
+            if fields:
+                encoded = [self._origin_of(name) for name in names_of(plan.params.get("encoded"))]
+                as_stored = [field for origin, field in encoded if origin == other.name]
+                frame = other._frame({"fields": fields, "encoded": as_stored})
+                found[other.name] = Origin(
+                    self._cache_of(other.name, revision, other.rows, folder, cache_bytes),
+                    taker(client, other._path, revision, frame, {}, client.pool, as_stored=as_stored),
+                    rows_of_other(other.name) if by_key else ROWS,
+                )
+        return found
+
+    def _frame_of_rows(self, plan: Plan) -> Frame:
+        """The tensors of single rows of this dataset, of which the samples of a plan are made."""
+        stored = renamed(plan.asked)
+        own = dict.fromkeys(stored.get(name, name) for name in _fields_of(plan))
+        return self._frame({"fields": list(own), "encoded": plan.params.get("encoded")})
+
     def _decoding(self, options: OrderOptions) -> tuple[OrderOptions, dict[str, ImageSpec]]:
         """Options for the server, and the fields to decode here.
 
@@ -802,8 +881,6 @@ class RemoteDataset(Samples):
             raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
         if (weights := asked.get("weights")) is not None:
             asked["weights"] = self.named_weights(weights)
-        if self._joins and asked.get("fields") is None:
-            asked["fields"] = self._chosen(asked)
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -850,6 +927,8 @@ class RemoteDataset(Samples):
             if fields is None:
                 others = [] if layout.pack is not None else self._chosen(options)
                 asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
+        elif self._joins and fields is None:
+            asked["fields"] = self._chosen(options)
         return cast(OrderOptions, asked), layout
 
     def _described(self) -> dict[str, dict[str, Any]]:
@@ -1016,6 +1095,31 @@ class RemoteDataset(Samples):
         if known is OrderOptions and (self._joins or self._how):
             params |= self._all_joins
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def _fields_of(plan: Plan) -> list[str]:
+    """Names of the fields of samples, without what comes with them."""
+    beside = {CROP, ROWS + OFFSETS} | plan.frame.masks
+    return [name for name in plan.frame.fields if name not in beside]
+
+
+def _without_crops(plan: Plan) -> Plan:
+    """The plan for fields that are neither cached nor cropped.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if CROP not in plan.frame.tensors:
+        return plan
+    if plan.params.get("crop_at") == "grid" and plan.frame.sparse:
+        raise BadParameter(
+            f"cache= keeps no sparse rows, as of {next(iter(plan.frame.sparse))!r}, and a grid of crops needs them for "
+            "each cell: leave out this field, or cache="
+        )
+    params = {name: value for name, value in plan.params.items() if name not in ("crop", "crop_fields", "crop_at")}
+    tensors = {name: kind for name, kind in plan.frame.tensors.items() if name != CROP}
+    return replace(plan, params=params, frame=replace(plan.frame, tensors=tensors))
 
 
 def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:

@@ -42,6 +42,12 @@ WEIGHT = "__weight__"
 CROP = "__crop__"
 """Name of the tensor with the starts of crops, see `h5feed.crops`."""
 
+EPISODE = "__episode__"
+"""Tensor of the episode of each sample, in bodies of row ids: its first row, and the row after its last one."""
+
+ITEMS = "__items__"
+"""Tensor of the items of each packed row's rows, in bodies of row ids: the first, and how many."""
+
 OFFSETS = ".offsets"
 """Suffix of the tensor (int64, rows + 1) with the start of each row in the flat tensor of the same name."""
 
@@ -116,6 +122,11 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def rows_of_other(dataset: str) -> str:
+    """Tensor of the rows that a dataset joined by key has in samples, in bodies of row ids."""
+    return f"{dataset}/{ROWS}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import pickle
 import random
@@ -20,41 +19,18 @@ from typing import Any
 
 import h5feed
 import h5py
-import httpx
 import numpy as np
 import pytest
-from h5feed.batch import Batch
 from h5feed.cache import RowCache
 from h5feed.cache.store import FieldStore
 from h5feed.errors import BadParameter
 
+from tests.support.cached import Asked, all_same, damage
 from tests.support.data_folder import ROWS
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
 FIELDS = ["images", "labels", "big_endian", "flags", "half", "waves", "shuffled"]
-
-
-class Asked:
-    """Keeps what the client asked for."""
-
-    def __init__(self) -> None:
-        self.requests: list[httpx.Request] = []
-
-    def __call__(self, request: httpx.Request) -> None:
-        self.requests.append(request)
-
-    @property
-    def single_rows(self) -> list[int]:
-        posts = [json.loads(request.content) for request in self.requests if request.method == "POST"]
-        return [row for post in posts for row in post["rows"]]
-
-    @property
-    def batches(self) -> int:
-        """Requests for whole batches, with fields."""
-        return sum(
-            "/batches" in request.url.path and request.url.params.get("fields") != "" for request in self.requests
-        )
 
 
 @pytest.fixture
@@ -66,27 +42,6 @@ def asked() -> Asked:
 def dataset(server: ServerProcess, asked: Asked) -> Iterator[h5feed.Dataset]:
     with h5feed.connect(server.url, deadline=60, event_hooks={"request": [asked]}) as feed:
         yield feed["mixed"]
-
-
-def same(ours: Batch, theirs: Batch) -> None:
-    assert list(ours) == list(theirs)
-    assert (ours.index, ours.epoch, ours.revision) == (theirs.index, theirs.epoch, theirs.revision)
-    np.testing.assert_array_equal(ours.rows, theirs.rows)
-    assert (ours.weight is None) == (theirs.weight is None)
-    if ours.weight is not None:
-        np.testing.assert_array_equal(ours.weight, theirs.weight)
-    for name in ours:
-        assert (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape)
-        assert ours[name].tobytes() == theirs[name].tobytes()
-
-
-def all_same(dataset: h5feed.Dataset, cache: Any, **options: Any) -> int:
-    count = 0
-    ours, theirs = dataset.batches(cache=cache, **options), dataset.batches(**options)
-    for mine, other in zip(ours, theirs, strict=True):
-        same(mine, other)
-        count += len(mine.rows)
-    return count
 
 
 @pytest.mark.parametrize(
@@ -129,18 +84,16 @@ def test_only_what_is_missing_is_fetched(dataset: h5feed.Dataset, asked: Asked, 
     assert cache.cached_rows == ROWS and "1,000" in repr(cache)
 
 
-def test_text_is_fetched_alone(dataset: h5feed.Dataset, asked: Asked, tmp_path: Path) -> None:
-    """Fields of unequal lengths are not kept; those beside them are."""
+def test_text_is_cached(dataset: h5feed.Dataset, asked: Asked, tmp_path: Path) -> None:
+    """Fields of unequal lengths are kept like those beside them."""
     options: dict[str, Any] = {"batch_size": 100, "fields": ["images", "text"], "shuffle": True}
     for epoch in range(3):
         assert all_same(dataset, tmp_path, epoch=epoch, **options) == ROWS
     asked.requests.clear()
     for batch in dataset.batches(cache=tmp_path, epoch=3, **options):
         assert batch.text("text") == ["one" if row % 2 == 0 else "two" for row in batch.rows]
-    assert {request.url.params["fields"] for request in asked.requests if "fields" in request.url.params} == {
-        "",
-        "text",
-    }
+    assert {request.url.params["fields"] for request in asked.requests if "fields" in request.url.params} == {""}
+    assert not asked.single_rows
 
 
 def test_a_cache_of_other_data_is_refused(feed: h5feed.Feed, tmp_path: Path) -> None:
@@ -226,34 +179,6 @@ def test_a_folder_that_cannot_be(feed: h5feed.Feed, tmp_path: Path) -> None:
             assert all_same(dataset, tmp_path / "file" / "cache", epoch=epoch, fields=["labels"]) == ROWS
         assert "cannot be used" in repr(dataset.cache(tmp_path / "file" / "cache"))
     assert len(warned) == 1 and "cannot be used" in warned[0]
-
-
-def damage(path: Path, how: str) -> None:
-    with path.open("r+b") as file:
-        size = path.stat().st_size
-        if how == "rows lost":
-            # What a power failure leaves: the sums were written back, half of the data was not.
-            for start in range(0, size, 8192):
-                file.seek(start)
-                file.write(bytes(min(4096, size - start)))
-        elif how == "a few bytes":
-            for start in range(100, size, 5000):
-                file.seek(start)
-                file.write(b"\xa5\x5a")
-        elif how == "cut off":
-            file.truncate(size // 2)
-        elif how == "empty":
-            file.truncate(0)
-        elif how == "longer":
-            file.truncate(size + 1)
-        elif how == "a bit":
-            file.seek(size // 2)
-            byte = file.read(1)[0]
-            file.seek(size // 2)
-            file.write(bytes([byte ^ 4]))
-    if how == "a FIFO":
-        path.unlink()
-        os.mkfifo(path)
 
 
 @pytest.mark.sampled(1)

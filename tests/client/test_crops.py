@@ -160,12 +160,10 @@ def test_joined_masks(ds: h5feed.Dataset, truth: dict[str, npt.NDArray[Any]]) ->
 
 
 def test_why_rows_are_not_read_here(ds: h5feed.Dataset) -> None:
-    """The server crops; a loop says so, and a local cache of rows is refused."""
+    """The server crops, which a loop says."""
     loader = ds.loader(**CROP, x="image", y="label", decode="client")
     assert len(list(loader)) == loader.plan.batches
     assert "cropped by the server" in loader.stats().why
-    with pytest.raises(BadParameter, match="cache="):
-        list(ds.batches(**CROP, fields=["image"], cache="/nowhere"))
 
 
 def test_with_placement(servers: list[ServerProcess], truth: dict[str, npt.NDArray[Any]]) -> None:

@@ -275,8 +275,6 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
         for batch in texts.batches(**options, truncate="end", cache=tmp_path):
             assert_padded(batch, "tokens", 8, "end")
             assert batch["number"].tolist() == batch.rows.tolist()
-    with pytest.raises(BadParameter, match="cache= cannot be used with pack="):
-        texts.batches(pack=64, pack_by="tokens", cache=tmp_path)
 
 
 @pytest.mark.parametrize(

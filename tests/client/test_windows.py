@@ -458,12 +458,6 @@ def test_names_are_percent_encoded(feed: h5feed.Feed, series: h5feed.Dataset) ->
     assert series.plan(offsets="target:1..3", fields=["target"]).params["offsets"] == "target:1..3"
 
 
-def test_what_has_single_rows_refuses_windows(series: h5feed.Dataset, tmp_path: Path) -> None:
-    """The cache keeps single rows."""
-    with pytest.raises(BadParameter, match="leave out cache"):
-        next(iter(series.batches(sequence_length=2, cache=tmp_path)))
-
-
 def test_a_loader_resumes(series: h5feed.Dataset) -> None:
     """A state that was saved within a pass continues with the next batch, and each sample comes once."""
     options: dict[str, Any] = {

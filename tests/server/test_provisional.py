@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -428,6 +429,19 @@ def test_a_cut_digest_is_begun_anew(tmp_path: Path) -> None:
     wait_until(lambda: later.digest is not None)
     assert later.digest == Digests(folder, 1 << 30, 0).compute(content.path, content.identity, b"", keep=False)
     fast.close(wait=True)
+    folder.close()
+
+
+def test_closing_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file whose blocks are being hashed when a server stops is given up without a word."""
+    folder = CacheFolder(tmp_path / "cache", 10, 1 << 30)
+    digests = Digests(folder, 1 << 30, 0)
+    (content,) = _contents(tmp_path / "data", digests, 1, 64 << 20)
+    digests.begin([content])
+    wait_until(lambda: digests._bytes > 0)
+    digests.close(wait=False)
+    wait_until(lambda: not any(t.name.startswith("h5feed-digests") for t in threading.enumerate()))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     folder.close()
 
 

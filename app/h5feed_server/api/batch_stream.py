@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..batches.pieces import PiecesPlan
 from ..batches.plan import BatchPlan
+from ..batches.row_ids import RowIdsPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
@@ -33,7 +34,7 @@ from .queries import BatchQuery, OneBatchQuery, PlanQuery
 
 logger = logging.getLogger(__name__)
 
-AnyPlan = BatchPlan | PiecesPlan
+AnyPlan = BatchPlan | PiecesPlan | RowIdsPlan
 
 BLOCK_BYTES = 4 << 20
 """Bytes: small batches are put together up to this much and sent by one write."""
@@ -58,6 +59,8 @@ def body_plan_of(services: Services, name: str, query: BatchQuery, scope: Scope)
     plan = plan_of(services, name, query)
     if query.body == "tensors":
         return plan
+    if query.body == "rows":
+        return RowIdsPlan(plan, partial(services.batcher.splitter.windows, plan.dataset, plan.order.spec))
     if plan.order.packed is not None:
         raise BadParameter(f"body={query.body} cannot be used with pack: leave it out")
     # Others get no descriptors, and what identifies the files is not to leave this machine.
@@ -83,7 +86,7 @@ def part_of(plan: AnyPlan, index: int, query: OneBatchQuery | None) -> tuple[int
     """
     if query is None or query.is_whole:
         return None
-    if isinstance(plan, PiecesPlan):
+    if not isinstance(plan, BatchPlan):
         raise BadParameter(f"from_row and to_row divide bodies of tensors only: leave out body={query.body}")
     if plan.order.packed is not None:
         raise BadParameter("from_row and to_row cannot be used with pack: use a smaller batch_size")
@@ -104,7 +107,7 @@ def filled(services: Services, plan: AnyPlan, start: int, stop: int, part: tuple
     """
     # Each block has a thread of its own, and the plan of a stream is made once.
     services.catalog.hanging.check(plan.dataset.name)
-    if isinstance(plan, PiecesPlan):
+    if not isinstance(plan, BatchPlan):
         return plan.filled(start, stop, services.pool.lease)
     return plan.filled(start, stop, services.pool.lease, part)
 

@@ -55,11 +55,11 @@ class PlanQuery(OrderSpec):
 
 class BatchQuery(PlanQuery):
     format: Format | None = Field(None, description=_FORMAT)
-    body: Literal["tensors", "pieces", "places"] = Field(
+    body: Literal["tensors", "pieces", "places", "rows"] = Field(
         "tensors",
         description="What a body contains: the rows; or pieces, the stored chunks that hold them, where these are "
-        "shorter; or, over the Unix socket, the places of the rows in files that the caller gets descriptors of. "
-        "For the client, which decodes them.",
+        "shorter; or, over the Unix socket, the places of the rows in files that the caller gets descriptors of; or "
+        "only the ids of the rows that samples are made of. For the client, which decodes them, or has them already.",
     )
     compress: Literal["zstd"] | None = Field(
         None,

@@ -123,6 +123,15 @@ class Joined:
         """The revision of each joined dataset."""
         return {other.name: other.revision for _, other in self.others}
 
+    @property
+    def by_key(self) -> list[str]:
+        """Names of the datasets that are joined by key, not by row number."""
+        return [other.name for join, other in self.others if join.key is not None]
+
+    def partners_of(self, samples: Int64s) -> dict[str, Int64s]:
+        """The rows of the datasets in `by_key` that samples have, (k,), by name."""
+        return {other.name: self._partners(join, other, samples) for join, other in self.others if join.key is not None}
+
     def check(self) -> None:
         """Check that every join is possible.
 

@@ -249,20 +249,25 @@ class Digests:
         while (content := self._next(number)) is not None:
             try:
                 self._hash(content)
-            except _Closed:
-                return
-            except (RevisionChanged, FileNotFoundError):
-                # The catalogue notices this, too, and has the file inspected again.
-                self._drop(content)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                logger.warning("%s cannot be hashed: %s; trying again", os.path.basename(content.path), reason)
-                self._put_back(content, _AGAIN_SECONDS)
-            except Exception:
-                logger.exception("hashing %s failed", os.path.basename(content.path))
-                self._drop(content)
+            except Exception as error:
+                if self._closed.is_set():
+                    # The threads and processes that hash its blocks are stopped.
+                    return
+                self._failed(content, error)
             finally:
                 self._ended(content)
+
+    def _failed(self, content: Content, error: Exception) -> None:
+        name = os.path.basename(content.path)
+        if isinstance(error, (RevisionChanged, FileNotFoundError)):
+            # The catalogue notices this, too, and has the file inspected again.
+            self._drop(content)
+        elif isinstance(error, OSError):
+            logger.warning("%s cannot be hashed: %s; trying again", name, error.strerror or str(error))
+            self._put_back(content, _AGAIN_SECONDS)
+        else:
+            logger.error("hashing %s failed", name, exc_info=error)
+            self._drop(content)
 
     def _next(self, number: int) -> Content | None:
         """The next file to hash; None if there are none left, and the thread must end."""

@@ -46,11 +46,16 @@ class Windows:
 
     def rows(self, samples: Int64s, offsets: Int64s) -> Int64s:
         """Row ids at some offsets, (…), from samples, (k,): (k, …). Beyond an end of the run, its last row there."""
-        run = np.searchsorted(self.starts, samples, side="right") - 1
+        firsts, ends = self.bounds(samples).T
         shape = (-1, *[1] * offsets.ndim)
         wanted = samples.reshape(shape) + offsets
-        rows: Int64s = np.clip(wanted, self.starts[run].reshape(shape), self.ends[run].reshape(shape) - 1)
+        rows: Int64s = np.clip(wanted, firsts.reshape(shape), ends.reshape(shape) - 1)
         return rows
+
+    def bounds(self, samples: Int64s) -> Int64s:
+        """The runs of samples, (k,): first row, and the row after the last, (k, 2) int64."""
+        run = np.searchsorted(self.starts, samples, side="right") - 1
+        return np.stack([self.starts[run], self.ends[run]], axis=-1)
 
     def mask(self, samples: Int64s, offsets: Int64s) -> Bools:
         """Which of these rows are real, and not repeated; (k, …)."""

@@ -20,17 +20,17 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import BadParameter
 from ..forks import tell_after_fork
+from .lists import AnyStore, ListStore, Values
 from .locks import exclusive, hold
 from .row_ids import RowIds
 from .store import FieldStore, Int64s
@@ -46,6 +46,8 @@ _LOCK_SECONDS = 2.0
 
 logger = logging.getLogger("h5feed.cache")
 
+S = TypeVar("S", FieldStore, ListStore)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -54,11 +56,11 @@ class Piece:
     Attributes
     ----------
     rows : (k,) int64
-    fields : dict of FieldStore to (k, …) array
+    fields : dict of FieldStore to (k, …) array, and of ListStore to Lists
     """
 
     rows: Int64s
-    fields: Mapping[FieldStore, npt.NDArray[Any]]
+    fields: Mapping[Any, Values]
 
 
 class RowCache:
@@ -100,7 +102,7 @@ class RowCache:
         self.row_ids = RowIds()
         """Row ids of recently requested orders."""
         self._lock = threading.RLock()
-        self._stores: dict[str, FieldStore] = {}
+        self._stores: dict[tuple[str, str], AnyStore] = {}
         self._counted = self._since = 0
         self._tenths = -1
         self._stopped: str | None = None
@@ -124,11 +126,16 @@ class RowCache:
         return RowCache, (self.folder, self.dataset, self.revision, self.rows, self.max_bytes)
 
     def __repr__(self) -> str:
-        counts = {name: store.count() for name, store in sorted(self._stores.items())}
-        fields = ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "no fields requested yet"
+        counts = sorted((name, store.count()) for (name, _), store in self._stores.items())
+        fields = ", ".join(f"{name}: {count:,}" for name, count in counts) or "no fields requested yet"
         size = f"{self.nbytes / 1e6:,.1f} MB" + ("" if self.max_bytes is None else f" of {self.max_bytes / 1e6:,.1f}")
         why = f"; {self._stopped}" if self._stopped else ""
         return f"<RowCache of {self.dataset!r}, rows of {self.rows:,}: {fields}; {self.folder} uses {size}{why}>"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more rows will be stored."""
+        return self._stopped is not None
 
     @property
     def cached_rows(self) -> int:
@@ -159,20 +166,29 @@ class RowCache:
             Shape of one row.
         """
         row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if self._broken or not self.rows * row_bytes:
+        name = f"{_file_name(field, dtype.str, *shape)}.rows"
+        if not row_bytes:
+            return None
+        return self._opened(field, FieldStore, lambda: FieldStore(self._own / name, self.rows, row_bytes))
+
+    def list_store(self, field: str, dtype: np.dtype[Any]) -> ListStore | None:
+        """The same of a field whose rows differ in length, with items of this dtype."""
+        name = f"{_file_name(field, 'lists', dtype.str)}.lists"
+        return self._opened(field, ListStore, lambda: ListStore(self._own / name, self.rows, dtype))
+
+    def _opened(self, field: str, kind: type[S], make: Callable[[], S]) -> S | None:
+        if self._broken or not self.rows:
             return None
         with self._lock:
-            field_store = self._stores.get(field)
-            if field_store is None:
+            found = self._stores.get((field, kind.__name__))
+            if not isinstance(found, kind):
                 try:
-                    field_store = FieldStore(
-                        self._own / f"{_file_name(field, dtype.str, *shape)}.rows", self.rows, row_bytes
-                    )
+                    found = make()
                 except (OSError, ValueError) as error:
                     self._stop(f"cannot hold the field {field!r} ({error}): it will be fetched in every epoch")
                     return None
-                self._stores[field] = field_store
-        return field_store
+                self._stores[field, kind.__name__] = found
+        return found
 
     def put(self, pieces: Sequence[Piece]) -> None:
         """Store as many rows as fit. On a full or broken disk, storing stops with one warning."""
@@ -196,7 +212,7 @@ class RowCache:
         """The number of rows stored, and whether the folder is full."""
         stored = allowed = 0
         for piece in pieces:
-            begin, cost = 0, sum(store.most_for_a_row for store in piece.fields)
+            begin, cost = 0, sum(store.most_for_a_row(values) for store, values in piece.fields.items())
             while begin < len(piece.rows):
                 if not allowed:
                     # Neighbouring rows share disk blocks, so there is usually more room than estimated.

@@ -10,6 +10,7 @@ from typing import Any
 from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..plan import Plan
+from ..wire import ROWS
 
 ROWS_ASKED_TOGETHER = 1 << 17
 """Row ids per request: one megabyte."""
@@ -42,7 +43,7 @@ class RowIds:
 
     def batches(self, plan: Plan, fetch: Fetch[Batch], block: Block, cancelled: threading.Event) -> list[Batch]:
         """The batches of a block without fields; `fetch` gets such batches from the server."""
-        together = min(BATCHES_ASKED_TOGETHER, max(1, ROWS_ASKED_TOGETHER // plan.batch_size))
+        together = min(BATCHES_ASKED_TOGETHER, max(1, ROWS_ASKED_TOGETHER // _rows_of_batch(plan)))
         wanted: list[Batch] = []
         for number in range(block.start // together, (block.stop - 1) // together + 1):
             first = number * together
@@ -117,7 +118,13 @@ class RowIds:
                 del self._chunks[key]
 
 
+def _rows_of_batch(plan: Plan) -> int:
+    """Rows of a batch; of packed rows, about how many."""
+    return max([plan.batch_size, *(tensor.shape[0] for tensor in plan.tensors if tensor.name == ROWS)])
+
+
 def _key(plan: Plan, epoch: int, number: int) -> _Key:
-    # The order does not depend on the fields.
-    items = frozenset(item for item in plan.params.items() if item[0] not in ("epoch", "fields", "encoded"))
+    # The order does not depend on the fields, but where crops begin depends on their shapes.
+    others = ("epoch",) if "crop" in plan.params else ("epoch", "fields", "encoded")
+    items = frozenset(item for item in plan.params.items() if item[0] not in others)
     return items, epoch, number

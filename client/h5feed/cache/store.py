@@ -28,7 +28,7 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_BLOCK = 4096
+BLOCK = 4096
 """Block size of a typical file system, in bytes."""
 
 
@@ -59,7 +59,7 @@ class FieldStore:
         self._size = rows * row_bytes
         self._descriptors: list[int] = []
         # No `close`, not even at exit: a thread that is still writing could hit another file with the same descriptor.
-        weakref.finalize(self, _close_all, self._descriptors).atexit = False
+        weakref.finalize(self, close_all, self._descriptors).atexit = False
         self._data = self._open(path, self._size).reshape(rows, row_bytes)
         self._sums = self._open(path.with_suffix(".sums"), 8 * rows).view(np.uint64)
         self._known = np.zeros(rows, np.bool_)
@@ -92,10 +92,9 @@ class FieldStore:
             raise OSError(f"{path} has {held} bytes, expected {size}: delete it")
         return np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
 
-    @property
-    def most_for_a_row(self) -> int:
+    def most_for_a_row(self, values: object = None) -> int:
         """Maximum growth of the files per row, in bytes."""
-        return -(-self.row_bytes // _BLOCK) * _BLOCK + 2 * _BLOCK
+        return -(-self.row_bytes // BLOCK) * BLOCK + 2 * BLOCK
 
     def count(self) -> int:
         """Number of stored rows, by any process; some may turn out to be torn."""
@@ -132,10 +131,37 @@ class FieldStore:
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
         else:
             raw[there] = self._data[rows[there]]
-        for place in there[~held[there]].tolist():
-            if _checksum(raw[place]) == sums[place]:
-                held[place] = self._known[rows[place]] = True
+        unsure = there[~held[there]]
+        # Of a row that is taken several times, the first copy is the oldest: if that is whole, all are.
+        distinct, firsts, of_row = np.unique(rows[unsure], return_index=True, return_inverse=True)
+        are_whole = np.array([checksum(raw[place]) == sums[place] for place in unsure[firsts].tolist()], np.bool_)
+        self._known[distinct[are_whole]] = True
+        held[unsure] = are_whole[of_row]
         return held
+
+    def has(self, rows: Int64s) -> Bools:
+        """Which rows are stored, (k,) bool. Those that this process has not seen yet are read and verified."""
+        if not self._is_whole:
+            return np.zeros(len(rows), np.bool_)
+        for row in np.unique(rows[~self._known[rows] & (self._sums[rows] != 0)]).tolist():
+            total = self._sums[row]
+            if checksum(self._data[row]) == total:
+                self._known[row] = True
+        return self._known[rows]
+
+    def mapped(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """All rows in the file, (rows, *shape), read-only: only those that are there by `has` may be touched."""
+        return self._data.view(dtype).reshape(len(self._data), *shape)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the files have their size: reading a memory map beyond the end would kill the process with SIGBUS."""
+        data, sums = (os.fstat(descriptor).st_size for descriptor in self._descriptors)
+        return data == self._size and sums == self._sums.nbytes
+
+    def forget(self, rows: Int64s) -> None:
+        """Let these rows be written again."""
+        self._known[rows] = False
 
     def put(self, rows: Int64s, values: npt.NDArray[Any]) -> int:
         """Store rows that are not stored yet.
@@ -162,20 +188,20 @@ class FieldStore:
         self.fresh = False
         # The checksum alone does not show that a row is stored: the row may be torn.
         fresh = np.flatnonzero(~self._known[rows])
-        checksums = np.array([_checksum(raw[place]) for place in fresh.tolist()], np.uint64)
+        checksums = np.array([checksum(raw[place]) for place in fresh.tolist()], np.uint64)
         for begin, end in _runs(rows[fresh]):
             first = fresh[begin]
             if fresh[end - 1] - first == end - begin - 1:
-                _write(data, raw[first : first + end - begin], int(rows[first]) * self.row_bytes)
+                write(data, raw[first : first + end - begin], int(rows[first]) * self.row_bytes)
             else:
-                _write(data, raw[fresh[begin:end]], int(rows[first]) * self.row_bytes)
+                write(data, raw[fresh[begin:end]], int(rows[first]) * self.row_bytes)
         for begin, end in _runs(rows[fresh]):
-            _write(sums, checksums[begin:end], int(rows[fresh[begin]]) * 8)
+            write(sums, checksums[begin:end], int(rows[fresh[begin]]) * 8)
         self._known[rows[fresh]] = True
         return len(fresh)
 
 
-def _checksum(row: npt.NDArray[np.uint8]) -> int:
+def checksum(row: npt.NDArray[np.uint8]) -> int:
     """A 64-bit checksum of two different kinds, never zero."""
     return (zlib.crc32(row) << 32 | zlib.adler32(row)) or 1
 
@@ -189,13 +215,13 @@ def _runs(rows: Int64s) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _write(descriptor: int, values: npt.NDArray[Any], offset: int) -> None:
+def write(descriptor: int, values: npt.NDArray[Any], offset: int) -> None:
     rest = memoryview(values).cast("B")
     while len(rest):
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
 
 
-def _close_all(descriptors: list[int]) -> None:
+def close_all(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())

@@ -93,7 +93,8 @@ class ImageFetcher:
 
     def taker(self, revision: str) -> Take:
         """The function that fetches rows by id."""
-        of_plan = partial(taker, self._client, self._path, revision, pool=self._client.pool)
+        as_stored = names_of(self._plan.params.get("encoded"))
+        of_plan = partial(taker, self._client, self._path, revision, pool=self._client.pool, as_stored=as_stored)
         as_pixels = of_plan(frame=self._plan.frame, decoding={})
         as_files = of_plan(frame=self._encoded.frame, decoding=self._specs, only_plain=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -116,15 +116,18 @@ def taker(
     decoding: Mapping[str, ImageSpec],
     pool: BufferPool,
     *,
+    as_stored: Collection[str] = (),
     only_plain: bool = False,
 ) -> Take:
-    """The function that fetches rows by id, for some fields of a frame. `only_plain` is that of `decoded`."""
+    """The function that fetches rows by id, for some fields of a frame, of which some are image files `as_stored`.
+    `only_plain` is that of `decoded`."""
 
     def take(
         rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
     ) -> dict[str, npt.NDArray[Any]]:
         specs = {name: spec for name, spec in decoding.items() if name in fields}
-        request = {"rows": rows.tolist(), "fields": list(fields)} | ({"encoded": list(specs)} if specs else {})
+        encoded = [name for name in fields if name in specs or name in as_stored]
+        request = {"rows": rows.tolist(), "fields": list(fields)} | ({"encoded": encoded} if encoded else {})
         batch = fetch_rows(client, path, revision, request, rows, frame.only(fields, weighted=False), cancelled)
         arrays = dict(batch)
         if not specs:
