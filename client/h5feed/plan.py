@@ -15,6 +15,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .offsets import has_masks
 from .order import Last
 from .ragged import Layout
 from .stored.packing import Packing
@@ -163,7 +164,7 @@ class Plan:
         joins: tuple[str, ...] = self.params.get("join", ())
         # Rows that are joined by number have the same one.
         others = [rows_of_other(unquote(re.split("[@:]", text)[0])) for text in joins if ":" in text]
-        frame = self.frame.row_ids(others, episodes=self.params.get("ends") == "pad")
+        frame = self.frame.row_ids(others, episodes=has_masks(self.params))
         if frame.tensors.keys() <= {ROWS, WEIGHT}:
             # Any server has these.
             return self.of_fields([])

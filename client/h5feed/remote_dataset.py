@@ -801,11 +801,12 @@ class RemoteDataset(Samples):
         Raises
         ------
         BadParameter
-            A row is too long to be fetched as a whole.
+            A row is too long to be fetched as a whole, or the server does not tell the rows of a joined dataset.
         """
         names = _fields_of(plan)
         asked = {**plan.asked, "fields": names}
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
+        by_key = [info["name"] for text, info in self._joins if ":" in text]
         found = {}
         for name in names:
             if name in plan.frame.sparse:
@@ -813,6 +814,12 @@ class RemoteDataset(Samples):
             is_list = name in plan.frame.flat and name not in plan.decoding
             is_cropped = crops is not None and name in crops.fields
             origin, field = self._origin_of(stored.get(name, name))
+            if offsets.get(name, 0) != 0 and origin in by_key:
+                raise BadParameter(
+                    f"cache= cannot be used here: {name!r} has several rows of {origin!r}, which is joined by key, and "
+                    "the server tells only the partner of the sample's own row. Leave out cache=, or give this field "
+                    "the offset 0"
+                )
             found[name] = MadeOf(
                 origin,
                 field,
