@@ -15,6 +15,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .offsets import has_masks
 from .order import Last
 from .ragged import Layout
 from .stored.packing import Packing
@@ -110,6 +111,8 @@ class Plan:
     """How lists and text are padded or packed when a batch has arrived."""
     fill: float | None = None
     """With ``pack``: share of the places of all packed rows that hold items."""
+    bucket_rows: int | None = None
+    """With ``bucket``: how many rows are sorted together, which is a whole number of batches."""
 
     def __repr__(self) -> str:
         fields = ", ".join(self.frame.fields)
@@ -161,7 +164,7 @@ class Plan:
         joins: tuple[str, ...] = self.params.get("join", ())
         # Rows that are joined by number have the same one.
         others = [rows_of_other(unquote(re.split("[@:]", text)[0])) for text in joins if ":" in text]
-        frame = self.frame.row_ids(others, episodes=self.params.get("ends") == "pad")
+        frame = self.frame.row_ids(others, episodes=has_masks(self.params))
         if frame.tensors.keys() <= {ROWS, WEIGHT}:
             # Any server has these.
             return self.of_fields([])

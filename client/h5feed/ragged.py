@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,9 +69,10 @@ class Layout:
         """Whether all batches of a pass have the same shape, apart from the number of rows."""
         return self.pack is not None or self.widths.keys() >= set(self.fields)
 
-    def params(self, cut: Collection[str]) -> dict[str, str | list[str]]:
-        """Parameters for the server, which cuts the rows of the fields `cut` before it sends them."""
-        names = [name for name in self.fields if name in self.widths and name in cut]
+    @property
+    def params(self) -> dict[str, str | list[str]]:
+        """Parameters for the server, which cuts rows before it sends them."""
+        names = [name for name in self.fields if name in self.widths]
         if not names:
             return {}
         numbers = {self.widths[name] for name in names}

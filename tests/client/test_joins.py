@@ -254,6 +254,7 @@ def test_labels_of_a_joined_dataset(ds: h5feed.Dataset, capsys: pytest.CaptureFi
     own = IDS % 2
     assert train.class_weight == pytest.approx({label: 90 / 2 / np.sum(own == label) for label in (0, 1)})
     np.testing.assert_array_equal(train.classes, own)
+    assert ds.join("deep:id=number").stats(field="deep/labels").class_weight == pytest.approx(train.class_weight)
     with pytest.raises(BadParameter, match="how='outer' must be 'inner'"):
         ds.join("deep:id=number", how="outer")  # type: ignore[arg-type]
 
