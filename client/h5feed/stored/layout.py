@@ -20,7 +20,7 @@ from .. import wire
 from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
-LAYOUT_VERSION = 13
+LAYOUT_VERSION = 14
 """Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -465,7 +465,9 @@ def _packing(entry: dict[str, Any]) -> Packing:
     packing = Packing(**entry | {"missing": tuple(entry["missing"])})
     numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
     _demand(all(type(number) in (int, float) for number in numbers), "its packing has values that are not numbers")
-    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is invalid")
+    kinds = ("<f2", "<f4", "<f8", "|u1", "<u2", "<u4", "<u8")
+    _demand(packing.dtype in kinds and type(packing.unsigned) is bool, "its packing is invalid")
+    _demand(isinstance(packing.problem or "", str), "its packing is invalid")
     return packing
 
 

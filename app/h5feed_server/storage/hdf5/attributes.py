@@ -53,15 +53,17 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     return attributes
 
 
-def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
-    """Attributes that say how numbers are packed, with their dtypes. Unreadable ones are left out."""
-    values = {}
+def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any] | None]:
+    """Attributes that say how numbers are packed, with their dtypes; None for those that cannot be read."""
+    values: dict[str, npt.NDArray[Any] | None] = {}
     for name in PACKING:
         with contextlib.suppress(Exception):
             if name in item.attrs:
+                values[name] = None
                 attribute = item.attrs.get_id(name)
                 if attribute.get_type().get_class() in _ATTRIBUTE_CLASSES and attribute.dtype.itemsize <= _SHORT:
-                    values[name] = np.asarray(item.attrs[name])
+                    value = item.attrs[name]
+                    values[name] = np.zeros(0) if isinstance(value, h5py.Empty) else np.asarray(value)
     return values
 
 
