@@ -45,6 +45,8 @@ class About:
         Names of the classes that its numbers stand for.
     note : str or None
         A remark for the description of the field.
+    apart : str or None
+        Why it does not share its rows with arrays of the same length; None if it may.
     """
 
     role: str | None = None
@@ -52,6 +54,7 @@ class About:
     is_column: bool = False
     class_names: tuple[str, ...] | None = None
     note: str | None = None
+    apart: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Segment:
     Attributes
     ----------
     axis : int
-        Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes.
+        Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes, and
+        that of time in netCDF files.
     offsets : (rows + 1,) int64 or None
         Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None

@@ -146,6 +146,8 @@ class ArrayLayout:
         How numbers are packed, according to netCDF's attributes.
     extends : bool
         Chunked arrays: more rows can be added.
+    dimensions : tuple of str
+        The path of the dimension scale of each axis, empty for axes without one. Empty if no axis has any.
     """
 
     path: str
@@ -174,6 +176,7 @@ class ArrayLayout:
     member: str | None = None
     packing: Packing | None = None
     extends: bool = False
+    dimensions: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -444,6 +447,7 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
+            "dimensions": tuple(entry["dimensions"]),
             "packing": None if entry["packing"] is None else _packing(entry["packing"]),
             "chunks": chunks,
         }
@@ -455,6 +459,7 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
     _demand(all(isinstance(value, str) for value in array.text or ()), "its text is invalid")
     _demand(isinstance(array.external or "", str), "its file is invalid")
     _demand(all(isinstance(value, str) for value in array.others), "its files are invalid")
+    _demand(all(isinstance(value, str) for value in array.dimensions), "its dimensions are invalid")
     _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is invalid")
     _demand(isinstance(array.member or "", str), "its member is invalid")
     _demand(all(type(value) is int for value in names.values()), "its names are invalid")
@@ -492,5 +497,6 @@ _PLAIN = (
     "padding",
     "member",
     "extends",
+    "dimensions",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -17,7 +17,7 @@ from h5feed.stored.layout import MAX_CHUNK_BYTES, MAX_RECORD_BYTES, ArrayLayout,
 from h5feed.stored.packing import Packing, packing_of
 from h5py import h5d, h5s, h5t, h5z
 
-from .attributes import attributes_of, packing_attributes
+from .attributes import attributes_of, dimensions_of, packing_attributes
 from .guard import Guard
 from .h5py_reader import virtual_parts
 from .libhdf5 import EXTENSIBLE_ARRAY, Plugins, chunk_index, edges_are_whole, has_unknown_properties
@@ -102,6 +102,7 @@ class Arrays:
             problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
             return [_refused(known, problem)]
         known["packing"] = _packing(dataset, parts)
+        known["dimensions"] = dimensions_of(dataset)
         known["filters"] = _filters(properties) if kind == h5d.CHUNKED else ()
         own = self._own(dataset, properties, stored, parts, known)
         if own is not None:
