@@ -12,6 +12,7 @@ from h5feed.stored.column import Segment
 from h5feed.stored.layout import FileLayout
 
 from .anndata import categorical, is_anndata, observations
+from .loom import cells, is_loom
 from .netcdf import with_coordinates
 from .pandas_frames import Read, as_frames
 from .sparse import Paired, with_sparse
@@ -36,4 +37,6 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, pa
     fields = categorical(groups, fields, read)
     if is_anndata(layout.attributes, fields):
         return observations(groups, fields, read)
+    if is_loom(layout.attributes, fields):
+        return cells(fields)
     return with_coordinates(fields)

@@ -18,9 +18,9 @@ from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
 
-_MOST_WASTED = 64
+_MOST_WASTED = 128
 """Rows along another axis than the first are served if at most so many times their bytes are read for each of them, or
-if their array is small enough to be read as a whole."""
+if their array is small enough to be read as a whole. Loom has chunks of 64 × 64, which may reach beyond the edges."""
 
 _MAX_INLINE_BYTES = 1 << 20
 """Fields that tell where rows come from are stored in memory up to this size. Larger ones are segments that consist of
