@@ -12,6 +12,7 @@ from h5feed.stored.column import Segment
 from h5feed.stored.layout import FileLayout
 
 from .anndata import categorical, is_anndata, observations
+from .cells import with_cells
 from .loom import cells, is_loom
 from .netcdf import with_coordinates
 from .pandas_frames import Read, as_frames
@@ -33,6 +34,7 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, pa
     """
     groups = {"": layout.attributes, **layout.groups}
     fields = with_sparse(groups, segments, read, paired)
+    fields = with_cells(fields)
     fields = as_frames(groups, fields, read)
     fields = categorical(groups, fields, read)
     if is_anndata(layout.attributes, fields):

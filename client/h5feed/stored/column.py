@@ -77,6 +77,9 @@ class Segment:
         Rows are sparse: the column index of each item, with the same offsets. Its `below` is the number of columns.
     below : int or None
         Items are integers from 0 to ``below - 1``. They are checked when they are read.
+    parts : tuple of Segment
+        If given, it stands for these segments, with one row each, until a column is made of them: `array` has only
+        their shape and dtype.
     """
 
     source: Source
@@ -87,6 +90,7 @@ class Segment:
     served_as: str | None = None
     indices: Segment | None = field(default=None, compare=False, repr=False)
     below: int | None = None
+    parts: tuple[Segment, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def transposed(self) -> bool:

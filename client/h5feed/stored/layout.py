@@ -148,6 +148,8 @@ class ArrayLayout:
         Chunked arrays: more rows can be added.
     dimensions : tuple of str
         The path of the dimension scale of each axis, empty for axes without one. Empty if no axis has any.
+    refers : tuple of str
+        References, as MATLAB's cells have: the paths of what they lead to. As an array, references are unreadable.
     """
 
     path: str
@@ -177,6 +179,7 @@ class ArrayLayout:
     packing: Packing | None = None
     extends: bool = False
     dimensions: tuple[str, ...] = ()
+    refers: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -448,6 +451,7 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
             "dimensions": tuple(entry["dimensions"]),
+            "refers": tuple(entry["refers"]),
             "packing": None if entry["packing"] is None else _packing(entry["packing"]),
             "chunks": chunks,
         }
@@ -460,6 +464,7 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
     _demand(isinstance(array.external or "", str), "its file is invalid")
     _demand(all(isinstance(value, str) for value in array.others), "its files are invalid")
     _demand(all(isinstance(value, str) for value in array.dimensions), "its dimensions are invalid")
+    _demand(all(isinstance(value, str) for value in array.refers), "its references are invalid")
     _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is invalid")
     _demand(isinstance(array.member or "", str), "its member is invalid")
     _demand(all(type(value) is int for value in names.values()), "its names are invalid")
@@ -498,5 +503,6 @@ _PLAIN = (
     "member",
     "extends",
     "dimensions",
+    "refers",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -56,7 +56,8 @@ def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> 
                 runs.append((begin, begin + count))
         begin += count
     for series in members:
-        segments = _of_one_length([series.pieces[piece] for piece in pieces])
+        whole = [series.pieces[piece] for piece in pieces]
+        segments = _of_one_length([part for segment in whole for part in segment.parts or (segment,)])
         problem = problem_of(segments)
         column = Column(tuple(segments if problem else _joined(segments)))
         table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))

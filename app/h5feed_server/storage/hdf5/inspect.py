@@ -222,7 +222,15 @@ class _Walk:
             return
         if len(self._arrays) >= MAX_ARRAYS:
             raise _Full
-        about = (array.path, array.attributes, array.text, array.enum_names, array.unreadable, array.shape)
+        about = (
+            array.path,
+            array.attributes,
+            array.text,
+            array.enum_names,
+            array.unreadable,
+            array.shape,
+            array.refers,
+        )
         self._spend(512 + json_bytes(about) + len(array.inline or b"") + len(array.fill))
         self._arrays[array.path] = array
 
