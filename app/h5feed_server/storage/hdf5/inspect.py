@@ -17,6 +17,7 @@ import encodings.ascii
 import encodings.latin_1
 import encodings.raw_unicode_escape
 import encodings.utf_8
+import encodings.utf_16_le
 import errno
 import json
 import os
@@ -57,7 +58,15 @@ MAX_TEXT_TOTAL = 16 << 20
 _TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse")
 """Attributes of groups that say how to interpret the arrays below them."""
 
-_USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
+_USED_LATE = (
+    cv2,
+    encodings.ascii,
+    encodings.latin_1,
+    encodings.raw_unicode_escape,
+    encodings.utf_16_le,
+    encodings.utf_8,
+    numpy.ma,
+)
 """Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
 
 TOGETHER_SECONDS = 1.0
