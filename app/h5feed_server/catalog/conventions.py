@@ -15,6 +15,7 @@ from .anndata import categorical, is_anndata, observations
 from .cells import with_cells
 from .loom import cells, is_loom
 from .netcdf import with_coordinates
+from .nexus import with_signals
 from .nwb import with_lists
 from .pandas_frames import Read, as_frames
 from .sparse import Paired, with_sparse
@@ -44,4 +45,4 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, pa
         return cells(fields)
     if "nwb_version" in layout.attributes:
         return with_lists(fields, read)
-    return with_coordinates(fields)
+    return with_coordinates(with_signals(groups, fields))
