@@ -35,6 +35,7 @@ from .order import Order
 from .plan import BatchPlan
 from .ragged import RaggedRows
 from .sampled import each_row
+from .transposing import Transposing
 from .windows import windows_of
 
 Int64s = npt.NDArray[np.int64]
@@ -74,6 +75,7 @@ class Batcher:
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
         self.split_jobs = SplitJobs(catalog, self.splitter, jobs)
+        self.transposing = Transposing(catalog, reader, jobs, settings.transposed_bytes)
         self._ragged = RaggedRows(settings, self.splitter, RowLengths(settings, catalog, reader, folder, jobs))
         self._orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
@@ -103,13 +105,16 @@ class Batcher:
         FeedError
             The request is invalid. This is raised before any batch is read.
         InProgress
-            A job computes the rows of the split, or reads the classes to balance.
+            A job computes the rows of the split, reads the classes to balance, or transposes a sparse matrix.
         """
         dataset = self._catalog.dataset(name, revision)
         # Looked up for each request: this caller may not see them, and they may have changed.
         joined = Joined.of(self._catalog, self._partners, dataset, spec)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
-        return self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
+        plan = self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
+        # Sparse fields are those of the dataset itself: no others are joined.
+        self.transposing.check(dataset, (field.field for field in plan.fields if field.is_ragged))
+        return plan
 
     def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
         dataset = joined.dataset

@@ -148,6 +148,9 @@ class Statistics:
                 f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): request fewer fields or rows"
             )
         progress.expect(total)
+        for field in fields:
+            # Progress is that of the statistics alone.
+            self._batcher.transposing.ensure(field, lambda _: progress.advance(0))
         keys = _Keys(dataset, split, spec)
         computed: set[str] = set()
 

@@ -347,6 +347,10 @@ class Reader:
             np.take(kept, places, out=out, mode="clip")
         check_below(column, rows, offsets, out)
 
+    def read_lists_from_source(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+        """Same as `read_lists`, bypassing the cache of items."""
+        self._arrays.read_lists(column, rows, offsets, out)
+
     def _whole_items(self, column: Column) -> npt.NDArray[Any] | None:
         """The items of all rows of a column of lists, cached; None if they are too many to cache, or are read late."""
         segment = column.segments[0]
