@@ -21,7 +21,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +33,7 @@ from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import FileSource
 from h5feed.stored.range_reads import RangeReads
 from h5feed.stored.scratch import Bytes
-from h5feed.stored.source import Int64s, Ranges, Scratch
+from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
 from ..cache_folder.locks import hold, release
 from ..cache_folder.sealed import discard, read_sealed, write_sealed
@@ -136,31 +135,27 @@ class TransposedFile(FileSource):
     Parameters
     ----------
     matrix : ByColumns
+        Just inspected.
     folder : Path
         Folder of all copies, shared by all workers.
+
+    Attributes
+    ----------
+    name : str
+        Name of the copy: equal for the same matrix in the same state of its files.
     """
 
     def __init__(self, matrix: ByColumns, folder: Path) -> None:
         stored = matrix.data.file
         super().__init__(stored.path, stored.identity, stored.digest + b" by rows")
-        self.companions = stored.companions
+        self.companions = (*stored.companions, matrix.indices.file, *matrix.indices.file.companions)
         self.matrix = matrix
+        self.name = _name(matrix)
         self._folder = folder
         self._reads = RangeReads()
         self._opened: _Opened | None = None
         self._noted = 0.0
         self._lock = threading.Lock()
-
-    @cached_property
-    def name(self) -> str:
-        """Name of the copy: equal for the same matrix in the same state of its files."""
-        now = time.time()
-        parts: list[Any] = [_VERSION, self.matrix.rows, self.matrix.columns]
-        parts += [self.matrix.data.array.path, self.matrix.indices.array.path]
-        for file in (self.matrix.data.file, *self.companions):
-            # Not the digest of others: it may not be known yet, and would give the copy another name.
-            parts += [file.identity.key, file.digest.hex() if file.identity.is_young(now) else ""]
-        return hashlib.blake2b(repr(parts).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
     @property
     def copy(self) -> Path:
@@ -305,6 +300,21 @@ class TransposedFile(FileSource):
             self.forget()
             raise Overloaded("a copy in the server's cache folder was damaged, and is made again", retry_after=1)
         return content
+
+
+def _name(matrix: ByColumns) -> str:
+    now = time.time()
+    parts: list[Any] = [_VERSION, matrix.rows, matrix.columns, matrix.data.array.path, matrix.indices.array.path]
+    for file in (matrix.data.file, *matrix.data.file.companions, matrix.indices.file, *matrix.indices.file.companions):
+        # The digest of others may not be known yet, and would give the copy another name later.
+        parts += [file.identity.key, file.digest.hex() if file.identity.is_young(now) else ""]
+    return hashlib.blake2b(repr(parts).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
+def stored_in(segment: Segment) -> Source:
+    """Where the rows of a segment are stored; not the copy that they are read from."""
+    source = segment.source
+    return source.matrix.data.source if isinstance(source, TransposedFile) else source
 
 
 def transpose(file: TransposedFile, reader: Reader, max_bytes: int, advance: Callable[[int], None]) -> None:
