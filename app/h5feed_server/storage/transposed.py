@@ -556,8 +556,8 @@ def _items(reader: Reader, segment: Segment, begin: int, end: int) -> npt.NDArra
 
 def _columns(matrix: ByColumns, begin: int, end: int) -> Int64s:
     """The columns of some values."""
-    offsets = matrix.data.offsets
-    assert offsets is not None
+    assert matrix.data.offsets is not None
+    offsets: Int64s = matrix.data.offsets[:]
     first = int(np.searchsorted(offsets, begin, side="right")) - 1
     stop = int(np.searchsorted(offsets, end, side="left"))
     bounds = np.clip(offsets[first : stop + 1], begin, end)
