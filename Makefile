@@ -15,7 +15,8 @@ DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 ASSETS := $(CURDIR)/app/h5feed_server/api/static
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
-BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py loops_of_samples.py stalls.py)
+BACKEND_TESTS := $(addprefix tests/client/test_,\
+  backends.py keras_follow.py keras_internals.py looks.py loops_of_samples.py stalls.py)
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py) $(addprefix tests/client/test_,encoded_files.py tf.py)
 FLOORS := .venv-floors
 FLOORS_READY := $(FLOORS)/.ready

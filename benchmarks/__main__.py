@@ -28,6 +28,7 @@ from . import (
     encoded,
     far,
     filtering,
+    mixing,
     on_host,
     pieces,
     placement,
@@ -57,6 +58,7 @@ GROUPS: dict[str, ModuleType] = {
     "f": cold,
     "g": far,
     "h": cached,
+    "i": mixing,
     "j": encoded,
     "k": browsing,
     "l": on_host,
@@ -89,6 +91,7 @@ _EXAMPLES = """groups:
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s
   o  rows of an object store that answers after 20 ms
+  i  a mixture of two datasets, and one dataset
 
 examples:
   python -m benchmarks                       everything, in about 15 minutes

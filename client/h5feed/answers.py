@@ -149,6 +149,7 @@ class PlanInfo(TypedDict):
     limits: Limits
     part_rows: NotRequired[Count]
     packed: NotRequired[PackedRowsInfo | None]
+    bucket_rows: NotRequired[Count | None]
     rows_decoded_together: NotRequired[Count]
     stored: bool | None
     note: Text

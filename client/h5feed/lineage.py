@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from .errors import BadAnswer, BadParameter
 from .net import jobs
 from .options import split_options
 from .order import SPLIT_ALIASES
-from .plan import Plan, conditions, conditions_text
+from .plan import Plan, conditions, conditions_text, plain
 from .remote_dataset import RemoteDataset
+from .samples import Samples
 
 RECORD_VERSION = 1
 
@@ -31,18 +30,20 @@ class Source:
     Attributes
     ----------
     url : str
-        The server or servers, or the path that was opened.
+        The server or servers, or the path that was opened. Of a mixture, those of its sources.
     dataset, revision : str
-        The revision is the digest of the content.
+        The revision is the digest of the content. Of a mixture, those of its sources, joined with ``+``.
     split : str
     options : mapping of str to Any
         Split and order options, ``batch_size`` among them, that were set. Values that JSON has.
     rows : int
-        Rows of the split, after ``where`` and before ``limit``.
+        Rows of the split, after ``where`` and before ``limit``; of a mixture, of all sources.
     digest : str
-        Digest of their row ids.
+        Digest of their row ids; of a mixture, of the digests of its sources, and of how they are mixed.
     fields : mapping of str to mapping
         ``dtype`` and ``shape`` (of one row; None if rows differ in length) of each field of the dataset that is served.
+    mixture : mapping of str to Any, optional
+        Of a mixture: ``sources``, the record of each by name, and ``mix``, the other arguments of `h5feed.mix`.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Source:
     rows: int
     digest: str
     fields: Mapping[str, Mapping[str, Any]]
+    mixture: Mapping[str, Any] | None = None
 
     @classmethod
     def of_record(cls, record: object) -> Source:
@@ -79,15 +81,21 @@ class Source:
         try:
             texts = {name: record[name] for name in ("url", "dataset", "revision", "split", "digest")}
             options, fields, rows = dict(record["options"]), dict(record["fields"]), int(record["rows"])
+            mixture = record.get("mixture")
+            if mixture is not None:
+                mixture = {"sources": dict(mixture["sources"]), "mix": dict(mixture["mix"])}
         except (KeyError, TypeError, ValueError) as error:
             raise BadParameter(f"{_NO_RECORD}: {error}") from None
         if not all(isinstance(text, str) for text in texts.values()):
             raise BadParameter(f"{_NO_RECORD}: {texts}")
-        return cls(**texts, options=options, rows=rows, fields=fields)
+        return cls(**texts, options=options, rows=rows, fields=fields, mixture=mixture)
 
     def record(self) -> dict[str, Any]:
         """Everything as a dict that JSON has, for `h5feed.reopen`."""
-        return {"h5feed": RECORD_VERSION, **asdict(self)}
+        found = {"h5feed": RECORD_VERSION, **asdict(self)}
+        if self.mixture is None:
+            del found["mixture"]
+        return found
 
     def json(self) -> str:
         """`record` as JSON."""
@@ -95,11 +103,14 @@ class Source:
 
     @property
     def short(self) -> str:
-        """A digest of everything but `url`, 32 hexadecimal digits."""
+        """A digest of everything but URLs, 32 hexadecimal digits."""
         # Imported late: it is not needed to train.
         from hashlib import blake2b
 
         same = {name: value for name, value in self.record().items() if name != "url"}
+        if self.mixture is not None:
+            sources = self.mixture["sources"].items()
+            same["mixture"] = {**self.mixture, "sources": {name: Source.of_record(one).short for name, one in sources}}
         return blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def __str__(self) -> str:
@@ -133,11 +144,7 @@ def source_of(dataset: RemoteDataset, split: str, options: Mapping[str, Any], ti
         dataset=dataset.name,
         revision=revision,
         split=split,
-        options={
-            name: plain(name, value)
-            for name, value in sorted({**options, **_kept(dataset, options)}.items())
-            if value is not None and name not in _OF_THIS_RUN
-        },
+        options=recorded_options({**options, **_kept(dataset, options)}),
         rows=found["rows"],
         digest=found["digest"],
         fields=described_fields(dataset),
@@ -150,12 +157,25 @@ def _kept(dataset: RemoteDataset, options: Mapping[str, Any]) -> dict[str, Any]:
     return dataset.join_options | ({} if weights is None else {"weights": str(dataset.named_weights(weights))})
 
 
-def source_of_plan(dataset: RemoteDataset, plan: Plan, timeout: float = jobs.TIMEOUT) -> Source:
+def source_of_plan(samples: Samples, plan: Plan, timeout: float = jobs.TIMEOUT) -> Source:
     """The `Source` of a loop over a plan."""
-    return source_of(dataset, plan.params["split"], {**plan.asked, "batch_size": plan.batch_size}, timeout)
+    options = {**plan.asked, "batch_size": plan.batch_size}
+    if isinstance(samples, RemoteDataset):
+        return source_of(samples, plan.params["split"], options, timeout)
+    found: Source = samples.recorded(plan, options, timeout)
+    return found
 
 
-def described_fields(dataset: RemoteDataset) -> dict[str, dict[str, Any]]:
+def recorded_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a record has, of types that JSON has."""
+    return {
+        name: plain(name, value)
+        for name, value in sorted(options.items())
+        if value is not None and name not in _OF_THIS_RUN
+    }
+
+
+def described_fields(dataset: Samples) -> dict[str, dict[str, Any]]:
     """The fields of a dataset, as in `Source.fields`."""
     return {
         field.name: {"dtype": field.dtype, "shape": None if field.ragged else list(field.shape)}
@@ -179,22 +199,3 @@ def differences(source: Source, dataset: RemoteDataset) -> Iterator[str]:
 def _kind(field: Mapping[str, Any]) -> str:
     shape = field.get("shape")
     return f"{field.get('dtype')}{'[…]' if shape is None else shape}"
-
-
-def plain(name: str, value: Any) -> Any:
-    """The value of an option, of types that JSON has.
-
-    Raises
-    ------
-    BadParameter
-        It has none.
-    """
-    if isinstance(value, bool | int | float | str) or value is None:
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): plain(name, one) for key, one in value.items()}
-    if isinstance(value, list | tuple | range | np.ndarray):
-        return [plain(name, one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    raise BadParameter(f"{name}={value!r} cannot be recorded: it is no number, text, list or mapping")

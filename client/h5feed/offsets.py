@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from .errors import BadParameter
 
 MASK = ".mask"
-"""Suffix of the bool tensor that says which rows of a sample are real, with ``ends=pad``."""
+"""Suffix of the bool tensor that says which rows of a sample are real, if ends of episodes are padded."""
 
 MAX_OFFSETS = 1 << 16
 """Maximum number of rows of a field in one sample."""
@@ -117,9 +117,14 @@ def offsets_by_name(options: Mapping[str, Any], names: Iterable[str]) -> dict[st
     return {name: own for name, own in every.items() if own != 0}
 
 
+def has_masks(options: Mapping[str, Any]) -> bool:
+    """Whether batches of an order have masks: an end of episodes is padded."""
+    return options.get("ends") not in (None, "drop")
+
+
 def masks_of(options: Mapping[str, Any], fields: Iterable[str]) -> dict[str, str]:
     """The masks that batches of an order can have, by name, with the names that they belong to."""
-    if options.get("ends") != "pad":
+    if not has_masks(options):
         return {}
     return {name + MASK: name for name in offsets_by_name(options, [*fields, *renamed(options)])}
 

@@ -33,9 +33,9 @@ class WindowOptions(TypedDict, total=False):
     offsets: Mapping[str, int | Sequence[int] | tuple[str, int | Sequence[int]]] | str | None
     """Rows of single fields, relative to the sample's own row: ``{"image": [-1, 0], "action": range(16)}``. An int,
     such as ``{"target": 24}``, adds no axis. ``{"next": ("image", 1)}`` adds rows of a field under another name."""
-    ends: Literal["drop", "pad"] | None
+    ends: Literal["drop", "pad", "pad_start", "pad_end"] | None
     """``drop``, the default: samples that reach over an end of their episode are left out. ``pad``: the first or last
-    row is repeated, and ``NAME.mask`` is False there."""
+    row is repeated, and ``NAME.mask`` is False there. ``pad_start``, ``pad_end``: so at this end only."""
     episode: str | None
     """Field whose value changes where an episode ends, or ``"none"``; default: the groups and files of the dataset."""
 
@@ -183,17 +183,13 @@ class PassOptions(TypedDict, total=False):
 
 
 class LoaderOptions(RowOptions, PassOptions, total=False):
-    """Options of `Dataset.tf_data`."""
-
-
-class FollowingOptions(LoaderOptions, total=False):
-    """Options of `Dataset.loader`, and of `Dataset.torch` without DataLoader workers."""
+    """Options of `Dataset.loader` and `Dataset.tf_data`."""
 
     follow: bool
     """Start each pass with the rows that the dataset has then."""
 
 
-class TorchOptions(FollowingOptions, total=False):
+class TorchOptions(LoaderOptions, total=False):
     """Options of `Dataset.torch`: see `h5feed.torch.TorchBatches`."""
 
     pin_memory: bool

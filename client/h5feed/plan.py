@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .offsets import has_masks
 from .order import Last
 from .ragged import Layout
 from .stored.packing import Packing
@@ -23,6 +25,14 @@ BLOCK_BYTES = 16 << 20
 _WINDOWED_BLOCK_BYTES = 8 << 20
 """Less in a windowed order: the longer the blocks of all connections are together, the more often chunks of two windows
 are needed at the same time, which caches may not hold."""
+
+
+HARMLESS = ("epoch", "fields", "batch_size", "shard", "shards", "decode", "compress")
+"""Options that may change when a pass is resumed: the state has the epoch, and the rows of a step (batch_size × shards)
+by itself, loops choose their fields with ``x`` and ``y``, and arrays are the same wherever they are decoded."""
+
+_LAID_OUT = ("pad", "max_length", "truncate", "bucket_group", "encoded")
+"""Parameters that do not say what the option of the same name says."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,8 @@ class Plan:
     """How lists and text are padded or packed when a batch has arrived."""
     fill: float | None = None
     """With ``pack``: share of the places of all packed rows that hold items."""
+    bucket_rows: int | None = None
+    """With ``bucket``: how many rows are sorted together, which is a whole number of batches."""
 
     def __repr__(self) -> str:
         fields = ", ".join(self.frame.fields)
@@ -112,6 +124,23 @@ class Plan:
         is_cropped = "crop" in self.params and self.params.get("crop_at", "random") == "random"
         is_shuffled = "true" in (self.params.get("shuffle"), self.params.get("balance"))
         return is_shuffled or is_cropped or "weights" in self.params
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """Everything that decides which samples come, when, and as which values, by name of the parameter or option:
+        values that JSON has. A pass may only be resumed with an equal order. Without the revision."""
+        found = {name: value for name, value in self.params.items() if name not in (*HARMLESS, *_LAID_OUT, "revision")}
+        # In any order, the same rows; and JSON has no tuples.
+        found |= {name: sorted(found[name]) for name in ("where", "join") if name in found}
+        for name, value in self.asked.items():
+            is_default = value is None or value is False or (name, value) == ("sparse", "dense")
+            if name not in found and name not in HARMLESS and not is_default:
+                found[name] = json.dumps(plain(name, value), sort_keys=True)
+        if self.asked.get("bucket") is not None:
+            # However many shards divide them.
+            group = self.asked.get("bucket_group") or self.asked.get("shards") or 1
+            found["bucket_group"] = f"{self.batch_size * int(group)} rows"
+        return found
 
     @property
     def block_bytes(self) -> int:
@@ -135,7 +164,7 @@ class Plan:
         joins: tuple[str, ...] = self.params.get("join", ())
         # Rows that are joined by number have the same one.
         others = [rows_of_other(unquote(re.split("[@:]", text)[0])) for text in joins if ":" in text]
-        frame = self.frame.row_ids(others, episodes=self.params.get("ends") == "pad")
+        frame = self.frame.row_ids(others, episodes=has_masks(self.params))
         if frame.tensors.keys() <= {ROWS, WEIGHT}:
             # Any server has these.
             return self.of_fields([])
@@ -195,6 +224,25 @@ def conditions(where: str | Sequence[str] | None) -> tuple[str, ...]:
 def conditions_text(where: Sequence[str]) -> str:
     """Conditions as part of a description, such as " where width >= 200"; empty without conditions."""
     return f" where {' and '.join(where)}" if where else ""
+
+
+def plain(name: str, value: Any) -> Any:
+    """The value of an option, of types that JSON has.
+
+    Raises
+    ------
+    BadParameter
+        It has none.
+    """
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(name, one) for key, one in value.items()}
+    if isinstance(value, list | tuple | range | np.ndarray):
+        return [plain(name, one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    raise BadParameter(f"{name}={value!r} cannot be recorded: it is no number, text, list or mapping")
 
 
 def parameter(value: object) -> str:

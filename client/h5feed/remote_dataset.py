@@ -48,7 +48,7 @@ from .net import jobs
 from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Link
-from .offsets import Offsets, axes_of, offsets_by_name, offsets_of, offsets_text, renamed
+from .offsets import Offsets, axes_of, has_masks, offsets_by_name, offsets_of, offsets_text, renamed
 from .options import (
     OrderOptions,
     SplitOptions,
@@ -79,6 +79,7 @@ _OF_OTHER = "/"
 
 _NOT_BY_ID = "samples are made of several rows"
 _CROPPED = "rows are cropped by the server"
+_JOINED = "samples are made of rows of several datasets"
 """See `Plan.not_by_id` and `Plan.not_here`."""
 
 _SETTLE_POLL_SECONDS = 0.5
@@ -448,6 +449,9 @@ class RemoteDataset(Samples):
         ask = partial(self._client.json, f"{self._path}/splits", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "splits", timeout, progress), SplitsInfo, "splits")
         checked(answer["splits"], NamedSplits, "splits")
+        if self._how == "inner":
+            note = 'rows that the join leaves out (how="inner") are counted, too; plan(split).rows is without them'
+            answer["note"] = "; ".join(filter(None, [answer["note"], note]))
         return Splits(self._of_this_revision(answer))
 
     @overload
@@ -483,7 +487,8 @@ class RemoteDataset(Samples):
     ) -> Stats | FieldStats:
         """Mean, standard deviation, histogram, classes … of the rows of one split only.
 
-        The server computes them once per revision.
+        The server computes them once per revision. Those of a field of a joined dataset are of the partners of these
+        rows, each as often as it is one.
 
         Parameters
         ----------
@@ -498,7 +503,7 @@ class RemoteDataset(Samples):
         ------
         ReadTimeout
         """
-        of_split = self._params(split, options, SplitOptions, self.stats)
+        of_split = self._params(split, options, SplitOptions, self.stats) | self._joined_params(field)
         params = of_split | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
@@ -510,6 +515,17 @@ class RemoteDataset(Samples):
         if field not in found:
             raise BadAnswer(f"requested statistics of {field!r}, but received those of {', '.join(found)}")
         return found[field]
+
+    @property
+    def _all_joins(self) -> dict[str, Any]:
+        """The parameters of joins."""
+        return {"join": tuple(text for text, _ in self._joins)} | ({} if self._how is None else {"how": self._how})
+
+    def _joined_params(self, field: str | None) -> dict[str, Any]:
+        """The parameters of joins that the statistics of a field, or of all, depend on."""
+        if not self._joins or (field is not None and self._how is None and self.owner_of(field)[0] is self):
+            return {}
+        return self._all_joins
 
     def _plot(self, of_split: Mapping[str, Any], timeout: float, field: str | None, kind: PlotKind | None) -> Picture:
         """A plot of statistics of a split; see `Stats.plot`."""
@@ -523,6 +539,7 @@ class RemoteDataset(Samples):
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean image of a field over the rows of one split only, (*sample,) float32."""
         params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
+        params |= self._joined_params(field)
         shape = self.fields[field].shape if field in self.fields else ()
         most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
         ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
@@ -611,7 +628,7 @@ class RemoteDataset(Samples):
             compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
-            not_by_id=_CROPPED if is_cropped else _NOT_BY_ID if self._offsets(asked) or renamed(asked) else "",
+            not_by_id=self._not_by_id(asked),
             not_here=_CROPPED if is_cropped else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
@@ -620,7 +637,16 @@ class RemoteDataset(Samples):
             asked=dict(options),
             layout=layout,
             fill=packed["fill"] if (packed := answer.get("packed")) else None,
+            bucket_rows=answer.get("bucket_rows"),
         )
+
+    def _not_by_id(self, asked: Mapping[str, Any]) -> str:
+        """See `Plan.not_by_id`."""
+        if asked.get("crop") is not None:
+            return _CROPPED
+        if self._offsets(asked) or renamed(asked):
+            return _NOT_BY_ID
+        return _JOINED if self._joins else ""
 
     def fetch_of(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None = None, pool: BufferPool | None = None
@@ -775,11 +801,12 @@ class RemoteDataset(Samples):
         Raises
         ------
         BadParameter
-            A row is too long to be fetched as a whole.
+            A row is too long to be fetched as a whole, or the server does not tell the rows of a joined dataset.
         """
         names = _fields_of(plan)
         asked = {**plan.asked, "fields": names}
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
+        by_key = [info["name"] for text, info in self._joins if ":" in text]
         found = {}
         for name in names:
             if name in plan.frame.sparse:
@@ -787,6 +814,12 @@ class RemoteDataset(Samples):
             is_list = name in plan.frame.flat and name not in plan.decoding
             is_cropped = crops is not None and name in crops.fields
             origin, field = self._origin_of(stored.get(name, name))
+            if offsets.get(name, 0) != 0 and origin in by_key:
+                raise BadParameter(
+                    f"cache= cannot be used here: {name!r} has several rows of {origin!r}, which is joined by key, and "
+                    "the server tells only the partner of the sample's own row. Leave out cache=, or give this field "
+                    "the offset 0"
+                )
             found[name] = MadeOf(
                 origin,
                 field,
@@ -855,8 +888,6 @@ class RemoteDataset(Samples):
             raise BadParameter(f"sparse={sparse!r} must be 'dense' or 'csr'")
         if (weights := asked.get("weights")) is not None:
             asked["weights"] = self.named_weights(weights)
-        if self._joins and asked.get("fields") is None:
-            asked["fields"] = self._chosen({})
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
@@ -903,6 +934,8 @@ class RemoteDataset(Samples):
             if fields is None:
                 others = [] if layout.pack is not None else self._chosen(options)
                 asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
+        elif self._joins and fields is None:
+            asked["fields"] = self._chosen(options)
         return cast(OrderOptions, asked), layout
 
     def _described(self) -> dict[str, dict[str, Any]]:
@@ -981,7 +1014,7 @@ class RemoteDataset(Samples):
             names_of(asked.get("encoded")),
             weighted=tail_of(asked) == "pad",
             offsets=self._offsets(asked),
-            masked=asked.get("ends") == "pad",
+            masked=has_masks(asked),
             cropped_axes=0 if crops is None else len(crops.lengths),
             packed=asked.get("pack") is not None,
         )
@@ -1067,8 +1100,7 @@ class RemoteDataset(Samples):
         if where := conditions(options.get("where")):
             params["where"] = where
         if known is OrderOptions and (self._joins or self._how):
-            params["join"] = tuple(text for text, _ in self._joins)
-            params |= {} if self._how is None else {"how": self._how}
+            params |= self._all_joins
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .batch import Batch
@@ -13,6 +13,7 @@ from .errors import DatasetNotFound, RevisionChanged
 from .feed import Feed, connect
 from .fetching.readahead import ReadAhead
 from .lineage import Source, differences, source_of
+from .mixture import Mixture, mix
 
 if TYPE_CHECKING:
     from .keras import Sequence
@@ -27,12 +28,12 @@ class Reopened:
 
     Attributes
     ----------
-    dataset : Dataset
+    dataset : Dataset or Mixture
     source : Source
         As it is now: equal to the record, but for the URL and the name of the dataset.
     """
 
-    def __init__(self, dataset: Dataset, source: Source) -> None:
+    def __init__(self, dataset: Dataset | Mixture, source: Source) -> None:
         self.dataset, self.source = dataset, source
 
     def __repr__(self) -> str:
@@ -89,19 +90,66 @@ def reopen(
         It is not a record.
     """
     wanted = record if isinstance(record, Source) else Source.of_record(record)
-    feed = connect(url or wanted.url, **connection)
+    feeds: dict[str, Feed] = {}
+
+    def opened(one: Source) -> tuple[Dataset, Source]:
+        at = url or one.url
+        if at not in feeds:
+            feeds[at] = connect(at, **connection)
+        return _opened(feeds[at], one, timeout)
+
     try:
-        dataset = _dataset(feed, wanted)
-        here = source_of(dataset, wanted.split, wanted.options, timeout)
-        if (here.rows, here.digest) != (wanted.rows, wanted.digest):
-            raise RevisionChanged(
-                f"{wanted.split!r} of {wanted.dataset!r} had {wanted.rows:,} rows (digest {wanted.digest}), but has "
-                f"{here.rows:,} (digest {here.digest}): the data are the same, but divided in another way"
-            )
+        return Reopened(*(opened(wanted) if wanted.mixture is None else _mixed_again(wanted, opened, timeout)))
     except BaseException:
-        feed.close()
+        for feed in feeds.values():
+            feed.close()
         raise
-    return Reopened(dataset, here)
+
+
+def _opened(feed: Feed, wanted: Source, timeout: float) -> tuple[Dataset, Source]:
+    """The dataset of a record, and the record as it is now."""
+    dataset = _dataset(feed, wanted)
+    here = source_of(dataset, wanted.split, wanted.options, timeout)
+    if (here.rows, here.digest) != (wanted.rows, wanted.digest):
+        raise RevisionChanged(
+            f"{wanted.split!r} of {wanted.dataset!r} had {wanted.rows:,} rows (digest {wanted.digest}), but has "
+            f"{here.rows:,} (digest {here.digest}): the data are the same, but divided in another way"
+        )
+    return dataset, here
+
+
+def _mixed_again(
+    wanted: Source, opened: Callable[[Source], tuple[Dataset, Source]], timeout: float
+) -> tuple[Mixture, Source]:
+    """The mixture of a record, and the record as it is now.
+
+    Raises
+    ------
+    RevisionChanged
+        A source is not what it was; the message says which.
+    """
+    assert wanted.mixture is not None
+    datasets = {}
+    for name, record in wanted.mixture["sources"].items():
+        one = Source.of_record(record)
+        try:
+            dataset, _ = opened(one)
+        except RevisionChanged as error:
+            raise RevisionChanged(f"the source {name!r}: {error.detail}") from None
+        joined = {option: one.options[option] for option in ("join", "how") if option in one.options}
+        datasets[name] = dataset.joined_by(joined)
+    given = dict(wanted.mixture["mix"])
+    if isinstance(weights := given.get("weights"), Mapping):
+        given["weights"] = {int(epoch): of_epoch for epoch, of_epoch in weights.items()}
+    mixture = mix(datasets, **given)
+    options = dict(wanted.options)
+    here = mixture.source(wanted.split, timeout=timeout, **options)
+    if (here.rows, here.digest) != (wanted.rows, wanted.digest):
+        raise RevisionChanged(
+            f"{wanted.dataset!r} was recorded with the digest {wanted.digest}, but has {here.digest}: the sources are "
+            "the same, but mixed in another way"
+        )
+    return mixture, here
 
 
 def _dataset(feed: Feed, wanted: Source) -> Dataset:

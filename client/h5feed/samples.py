@@ -118,6 +118,10 @@ class Samples(ABC):
     def stats(self, split: str = "all", *, field: str, **options: Unpack[SplitOptions]) -> Mapping[str, Any]:
         """Statistics of a field."""
 
+    def recorded(self, plan: Plan, options: Mapping[str, Any], timeout: float) -> Any:
+        """The record of a loop over a plan, for samples of several datasets: see `h5feed.lineage.source_of_plan`."""
+        raise NotImplementedError
+
     def __bool__(self) -> bool:
         # A dataset without rows is still true.
         return True

@@ -6,7 +6,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from .errors import BadParameter
 from .loops.loader import Loader
 from .loops.loop_options import check_dense
 from .loops.tree import mapped
@@ -33,18 +32,17 @@ def tf_data(dataset: Samples, split: str = "all", **options: Any) -> tf.data.Dat
     Returns
     -------
     tf.data.Dataset
-        Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes. The batch dimension is
+        Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known dtypes and shapes, and known cardinality, unless
+        ``follow=True``. The batch dimension is
         known if every batch is full (``last="drop"`` or ``"pad"``). With ``pad=`` and no ``max_length=``, the second
         dimension is not known.
     """
     check_dense(options, "tf.data")
-    if "follow" in options:
-        raise BadParameter("follow= is an option of loader(): a tf.data.Dataset has the same batches in each pass")
+    follow = bool(options.get("follow"))
     loader = Loader(dataset, split, **options)
     plan = loader.plan
     is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1
-    rows = plan.batch_size if is_cut or plan.rows % plan.batch_size == 0 else None
-
+    rows = plan.batch_size if is_cut or (plan.rows % plan.batch_size == 0 and not follow) else None
     differs = plan.layout is not None and not plan.layout.is_fixed
 
     def spec(array: Any) -> tf.TensorSpec:
@@ -52,6 +50,14 @@ def tf_data(dataset: Samples, split: str = "all", **options: Any) -> tf.data.Dat
         return tf.TensorSpec((rows, *sample), tf.as_dtype(array.dtype))
 
     # Class modes, statistics and a transform change dtypes and shapes: look at a batch.
-    signature = mapped(spec, loader.example())
-    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature)
-    return made.apply(tf.data.experimental.assert_cardinality(len(loader)))
+    example = loader.example()
+    if len(example) == 3 and example[1] is None:
+        # A signature cannot contain the None that stands for targets before the weights of padded rows.
+        signature = mapped(spec, (example[0], example[2]))
+        pairs = tf.data.Dataset.from_generator(
+            lambda: ((x, weight) for x, _, weight in loader), output_signature=signature
+        )
+        made = pairs.map(lambda x, weight: (x, None, weight))
+    else:
+        made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=mapped(spec, example))
+    return made if follow else made.apply(tf.data.experimental.assert_cardinality(len(loader)))

@@ -28,7 +28,7 @@ from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
 from .loops.loop import Loop, check_can_follow
 from .loops.loop_options import PREPARING, check_loop_options, divided, preparation_of
 from .loops.meter import Meter
-from .loops.pass_numbers import Pass, PassNumbers
+from .loops.pass_numbers import Pass, PassNumbers, Start
 from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
 from .loops.wait_stats import LoopStats
@@ -159,7 +159,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
     follow : bool
-        See `Loader`. Not with DataLoader workers.
+        See `Loader`. The DataLoader workers of a pass all have the same rows.
     pin_memory : bool
         Copy the tensors to pinned memory if CUDA is available. With workers, use the DataLoader's own ``pin_memory``
         instead. `to_device` needs neither: it receives batches into pinned memory.
@@ -192,14 +192,13 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
         given: dict[str, Any] = dict(options)
-        if follow:
-            check_can_follow(dataset)
         self._follow = follow
         self._given = given
         self._batching = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
-        self._prepared: tuple[int, Preparation] | None = None
         self._locked: tuple[int, BufferPool] | None = None
-        self._take_from(dataset.joined_by(given))
+        self._begin(dataset.joined_by(given))
+        if follow:
+            check_can_follow(dataset, self._order)
         folder = cache.folder if isinstance(cache, RowCache) else cache
         cache_bytes = cache.max_bytes if isinstance(cache, RowCache) else None
         # Each worker opens the cache folder itself.
@@ -215,14 +214,23 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._reporting: tuple[int, Reporting] | None = None
 
     def _take_from(self, dataset: Samples) -> None:
-        self._dataset, self._prepared = dataset, None
-        self._order, self._preparing = divided(dataset, self._given)
+        self._begin(dataset, self._preparation())
+
+    def _begin(self, dataset: Samples, before: Preparation | None = None) -> None:
+        order, preparing = divided(dataset, self._given)
+        prepare = preparation_of(dataset, self._split, order, preparing, self._seed)
+        if before is not None:
+            prepare.check_prepares_as(before)
+        self._dataset, self._order, self._preparing = dataset, order, preparing
+        self._prepared: tuple[int, Preparation] | None = (os.getpid(), prepare)
         self._options = {**self._batching, **self._order}
         self._plan = self._planned()
 
     @property
     def plan(self) -> Plan:
         """The rows and batches of one pass."""
+        if self._follow and self._passes.is_of_workers and not self._passes.is_shared:
+            self._take_rows_of(self._passes.latest)
         return self._plan
 
     @property
@@ -245,7 +253,30 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     def _go_to(self, epoch: int, delivered: int) -> None:
         self._at = None
-        self._passes.go_to(epoch, delivered)
+        self._passes.go_to(Start(epoch, delivered, *(self._rows_here() if delivered else ())))
+
+    def _rows_here(self) -> tuple[str, int]:
+        """The revision that is read now, and its rows; for loops that follow."""
+        return (self._dataset.revision, self._dataset.rows) if self._follow else ("", 0)
+
+    def _take_rows_of(self, start: Start, now: Samples | None = None) -> None:
+        """Take the batches from the dataset as a pass has it. `now` is what it is now, if that is known."""
+        if start.revision in ("", self._dataset.revision):
+            return
+        assert isinstance(self._dataset, RemoteDataset)
+        has_it = now is not None and now.revision == start.revision
+        self._take_from(now if now is not None and has_it else self._dataset.at(start.revision))
+
+    def _begun(self, called: Pass | None, resumed: _Place | None) -> Start:
+        """Start a pass. If the loop follows, all workers get the rows that the first of them has found."""
+        if not self._follow:
+            return self._passes.begin(called, None if resumed is None else Start(resumed.epoch, resumed.first))
+        if resumed is not None:
+            return self._passes.begin(called, Start(resumed.epoch, resumed.first, *self._rows_here()))
+        now = self._dataset if self._passes.first else self._grown()
+        start = self._passes.begin(called, None, (now.revision, now.rows))
+        self._take_rows_of(start, now)
+        return start
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`.
@@ -262,8 +293,11 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                     "StatefulDataLoader"
                 )
             return super().state_dict()
-        worker, here = get_worker_info(), self._here()
-        epoch, first = self._passes.latest if here is None else (here.epoch, here.first)
+        worker, here = get_worker_info(), self._here() or self._resumed
+        if here is None and self._follow and (called := self._passes.called) is not None:
+            # The states of all workers name the same rows.
+            self._begun(called, None)
+        epoch, first = self._passes.latest[:2] if here is None else (here.epoch, here.first)
         following = first if here is None else here.following
         of_worker = {"worker": worker.id, "workers": worker.num_workers, "first": first}
         # A worker without further batches waits for the others: the pass ends for all of them together.
@@ -276,10 +310,10 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         ------
         BadParameter
         """
-        epoch, first = self._passes.latest
-        if not 0 <= batches <= self._plan.batches - first:
-            raise BadParameter(f"batches={batches} must be from 0 to {self._plan.batches - first}, as the pass has")
-        return state_of(self._dataset, self._plan, epoch, first + batches)
+        plan, (epoch, first, *_) = self.plan, self._passes.latest
+        if not 0 <= batches <= plan.batches - first:
+            raise BadParameter(f"batches={batches} must be from 0 to {plan.batches - first}, as the pass has")
+        return state_of(self._dataset, plan, epoch, first + batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state: the next pass delivers exactly what the saved pass had not delivered yet.
@@ -339,14 +373,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         With `pool`, they are in its memory, and are not pinned.
         """
         resumed, self._resumed = self._resumed, None
-        if self._follow:
-            if get_worker_info() is not None:
-                raise BadParameter(
-                    "follow=True needs num_workers=0: the workers of a DataLoader would not agree on the rows of a pass"
-                )
-            if not self._passes.first:
-                self._catch_up()
-        epoch, first = self._passes.begin(called, None if resumed is None else (resumed.epoch, resumed.first))
+        epoch, first, *_ = self._begun(called, resumed)
         following = first if resumed is None else resumed.following
         prepare = self._preparation()
         pin = self._pin and pool is None and torch.cuda.is_available()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Unpack
 
 from .extras import needing
-from .options import FollowingOptions, LoaderOptions, SequenceOptions, TorchOptions
+from .options import LoaderOptions, SequenceOptions, TorchOptions
 from .samples import Samples
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Trainable(Samples):
 
         return Sequence(self, split, **options)
 
-    def loader(self, split: str = "all", **options: Unpack[FollowingOptions]) -> Loader:
+    def loader(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Loader:
         """Batches of ``(x, y)`` for your own training loop; see `h5feed.loops.loader.Loader` for the options."""
         from .loops.loader import Loader
 

@@ -81,6 +81,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["number"], file["words"] = ids, [f"word {number}" * (number % 3) for number in ids]
     with h5py.File(folder / "part.h5", "w") as file:
         file["x"], file["id"] = GENERATOR.random((120, 2)), GENERATOR.permutation(120)
+    for name, step in (("lists", 1), ("reversed", -1)):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            items = file.create_dataset("items", (PAIRS,), h5py.vlen_dtype(np.int32))
+            for row in range(PAIRS):
+                items[row] = np.arange(IDS[::step][row] % 9) + 100 * row
+            file["id"] = IDS[::step]
     with h5py.File(folder / "beside.h5", "w") as file:
         file["images"] = GENERATOR.integers(0, 9, (PAIRS, 2))
     return folder
@@ -305,6 +311,39 @@ def test_joins(
     options: dict[str, Any] = {"fields": [*own, *(name for join in joins for name in JOINS[join])], **order, **shards}
     dataset = feed["main"].join(*joins, how="inner" if "part:id" in joins else None)
     either(dataset, folders, most, options)
+
+
+@given(ends=st.sampled_from(["drop", "pad", "pad_start", "pad_end"]), order=ORDERS, most=BOUNDS)
+def test_joined_windows(
+    feed: h5feed.Feed, folders: Iterator[Path], ends: str, order: dict[str, Any], most: int | None
+) -> None:
+    """By row number; by key, at the sample's own row."""
+    offsets = {"images": [-2, 0, 1], "beside/images": [-1, 3]}
+    by_number = feed["main"].join("beside")
+    options = {"offsets": offsets, "ends": ends, "fields": ["images", "beside/images"], **order}
+    either(by_number, folders, most, options)
+    by_key = feed["main"].join("deep:id=number")
+    options |= {"offsets": {"images": [-2, 0, 1], "deep/depth": 0}, "fields": ["images", "deep/depth", "deep/words"]}
+    either(by_key, folders, most, options)
+
+
+def test_windows_of_rows_joined_by_key(feed: h5feed.Feed, tmp_path: Path) -> None:
+    """Refused: the partners of the other rows are not known here."""
+    joined = feed["main"].join("deep:id=number")
+    options: dict[str, Any] = {"sequence_length": 3, "fields": ["images", "deep/depth"]}
+    with pytest.raises(BadParameter, match="'deep/depth' has several rows of 'deep', which is joined by key"):
+        next(iter(joined.batches(cache=tmp_path, **options)))
+    all_same(joined, tmp_path, **{**options, "fields": ["images"]})
+
+
+@pytest.mark.parametrize("options", [{"pack": 20}, {"pad": ["items", "reversed/items"], "max_length": 8}], ids=str)
+def test_joined_lists(feed: h5feed.Feed, tmp_path: Path, options: dict[str, Any]) -> None:
+    joined = feed["lists"].join("reversed:id")
+    options = {"fields": ["items", "reversed/items"], "batch_size": 7, "shuffle": True, "last": "pad", **options}
+    if "pack" in options:
+        options["pack_by"] = "items"
+    for epoch in (0, 1, 0):
+        all_same(joined, tmp_path, epoch=epoch, **options)
 
 
 def test_joined_rows_are_fetched_once(server: ServerProcess, tmp_path: Path) -> None:

@@ -217,6 +217,36 @@ def test_loops(ds: h5feed.Dataset, server: ServerProcess) -> None:
     assert [batch.rows.tolist() for batch in reopened.batches()] == [one.tolist() for one in rows]
 
 
+@pytest.mark.parametrize("options", [{}, {"max_length": 12}, {"max_length": 4, "truncate": "end"}], ids=str)
+@pytest.mark.parametrize("pad", [True, "other/tokens", ["tokens", "other/tokens"]], ids=str)
+def test_padded_lists(tmp_path: Path, pad: Any, options: dict[str, Any]) -> None:
+    """Lists of joined datasets are padded and cut like those of the dataset itself, also if no fields are named."""
+    lists = [np.arange(row + 1, dtype=np.int32) for row in range(10)]
+    for name in ("one", "other"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"], file["label"] = np.arange(20).reshape(10, 2), np.arange(10) % 2
+            tokens = file.create_dataset("tokens", (10,), h5py.vlen_dtype(np.int32))
+            for row in range(10):
+                tokens[row] = lists[row if name == "one" else 9 - row]
+    with h5feed.connect(tmp_path) as feed:
+        one, joined = feed["one"], feed["one"].join("other")
+        padded = [f"{whose}tokens" for whose in ("", "other/")][not isinstance(pad, list) :]
+        for fields in (None, ["x", "tokens", "other/tokens"]):
+            if fields is not None and pad == "other/tokens":
+                fields = ["x", "other/tokens"]
+            batch = joined.batch(0, batch_size=10, pad=pad, fields=fields, **options)
+            own = one.batch(0, batch_size=10, pad="tokens", fields=["tokens"], **options)
+            for name in padded:
+                expected = own["tokens"] if name == "tokens" else own["tokens"][::-1]
+                np.testing.assert_array_equal(batch[name], expected)
+                np.testing.assert_array_equal(
+                    batch[f"{name}.lengths"], own["tokens.lengths"][:: 1 if name == "tokens" else -1]
+                )
+        if options.get("max_length") == 4:
+            with pytest.raises(BadParameter, match="row 0 of 'other/tokens' has 10 items"):
+                joined.batch(0, batch_size=10, pad="other/tokens", max_length=4, fields=["other/tokens"])
+
+
 def test_labels_of_a_joined_dataset(ds: h5feed.Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     """A Sequence counts their classes, and has the weights of those that are in the split."""
     train = ds.sequence(join="deep:id=number", x="images", y="deep/labels", batch_size=8)
@@ -224,6 +254,7 @@ def test_labels_of_a_joined_dataset(ds: h5feed.Dataset, capsys: pytest.CaptureFi
     own = IDS % 2
     assert train.class_weight == pytest.approx({label: 90 / 2 / np.sum(own == label) for label in (0, 1)})
     np.testing.assert_array_equal(train.classes, own)
+    assert ds.join("deep:id=number").stats(field="deep/labels").class_weight == pytest.approx(train.class_weight)
     with pytest.raises(BadParameter, match="how='outer' must be 'inner'"):
         ds.join("deep:id=number", how="outer")  # type: ignore[arg-type]
 

@@ -196,6 +196,86 @@ def test_wandb(folder: Path, serve: Callable[..., ServerProcess]) -> None:
     assert other.digest != made.digest == artifact(ds.source("train", **ORDER)).digest
 
 
+@pytest.fixture
+def two(tmp_path: Path, serve: Callable[..., ServerProcess]) -> tuple[h5feed.Dataset, h5feed.Dataset]:
+    """Datasets of two servers, whose labels have different names."""
+    found = []
+    for name, rows, seed in (("one", 120, 1), ("two", 90, 2)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / f"{name}.h5", rows=rows, seed=seed, names="xy" if name == "one" else "xz")
+        found.append(h5feed.connect(serve(tmp_path / name).url)[name])
+    return found[0], found[1]
+
+
+MIXED: Any = {"batch_size": 16, "shuffle": True, "seed": 3, "val": 0.2}
+HOW: dict[str, dict[str, Any]] = {
+    "weights": {"weights": {"one": 0.7, "two": 0.3}},
+    "temperature": {"temperature": 2.5, "stop": "all"},
+    "turns": {"round_robin": True, "mixed": False},
+    "table": {"weights": {0: [1, 0], 2: [0.5, 0.5]}, "epoch_rows": 100},
+    "options": {"options": {"two": {"where": "z in 0, 2", "val": 10}}},
+}
+
+
+def mixed(two: tuple[h5feed.Dataset, h5feed.Dataset], **how: Any) -> Any:
+    return h5feed.mix({"one": two[0], "two": two[1]}, fields={"two": {"z": "y"}}, **how)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_mixtures(two: tuple[h5feed.Dataset, h5feed.Dataset], how: str) -> None:
+    """The record of a mixture, as JSON, gives the same batches in every epoch, and the same record."""
+    mixture = mixed(two, **HOW[how])
+    source = mixture.loader("train", **MIXED).source()
+    again = h5feed.reopen(json.dumps(source.record()))
+    assert again.source == source and again.source.short == source.short
+    for epoch in (0, 3):
+        other: Any
+        before: list[Any] = [*mixture.batches("train", epoch=epoch, **MIXED, fields=["x", "y"])]
+        for batch, other in zip(before, again.batches(epoch=epoch), strict=True):
+            assert (batch.rows.tolist(), batch.source.tolist()) == (other.rows.tolist(), other.source.tolist())
+            np.testing.assert_array_equal(batch["x"], other["x"])
+            np.testing.assert_array_equal(batch["y"], other["y"])
+    others = [mixed(two, **HOW[other]).source("train", **MIXED) for other in HOW if other != how]
+    others.append(mixture.source("train", **{**MIXED, "seed": 4}))
+    assert len({source.short, *(other.short for other in others)}) == len(HOW) + 1
+
+
+def test_mixtures_that_changed(
+    two: tuple[h5feed.Dataset, h5feed.Dataset], tmp_path: Path, serve: Callable[..., ServerProcess]
+) -> None:
+    """It is said which source is not what it was; weights of a function have no record."""
+    source = mixed(two).source("train", **MIXED)
+    with pytest.raises(h5feed.BadParameter, match=r"weights=\{epoch: function"):
+        mixed(two, weights=lambda epoch: [1, 1], epoch_rows=50).source()
+    folder = tmp_path / "both"
+    folder.mkdir()
+    write(folder / "one.h5", rows=120, seed=1)
+    write(folder / "two.h5", rows=90, seed=5, names="xz")
+    with pytest.raises(h5feed.RevisionChanged, match=r"the source 'two': .*values, rows or h5feed.toml are not"):
+        h5feed.reopen(source, serve(folder).url)
+    write(folder / "two.h5", rows=90, seed=2, names="xz")
+    again = h5feed.reopen(source, serve(folder).url)
+    assert again.source.short == source.short
+    with pytest.raises(h5feed.RevisionChanged, match="mixed in another way"):
+        h5feed.reopen({**source.record(), "digest": "0" * 32})
+
+
+def test_mixtures_in_mlflow_and_wandb(two: tuple[h5feed.Dataset, h5feed.Dataset]) -> None:
+    """They are logged like datasets."""
+    pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    from h5feed.mlflow import dataset
+    from h5feed.wandb import artifact
+
+    source = mixed(two).source("train", **MIXED)
+    logged = dataset(source).to_dict()
+    assert (logged["name"], logged["digest"]) == ("one+two.train", source.short)
+    assert h5feed.reopen(logged["source"]).source == source
+    made = artifact(source)
+    assert h5feed.reopen(json.dumps(made.metadata)).source == source
+    assert artifact(mixed(two, stop="all").source("train", **MIXED)).digest != made.digest
+
+
 def test_croissant(folder: Path, serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """MLCommons' own library accepts the document, for declared cards, text, ragged rows and stored splits."""
     mlc = pytest.importorskip("mlcroissant")

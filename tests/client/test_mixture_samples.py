@@ -160,7 +160,7 @@ def bounds(labels: np.ndarray[Any, Any], whole: bool) -> tuple[np.ndarray[Any, A
 def test_sparse_and_packed_rows(data: dict[str, h5feed.Dataset]) -> None:
     """Sparse rows come as dense arrays, and packed numbers unpacked, in batches and loops."""
     mixture = mixed(data)
-    assert mixture.fields["X"].index_dtype is None
+    assert mixture.fields["X"].index_dtype == "int64"
     for batch in mixture.batches(batch_size=7, shuffle=True, seed=1, fields=["X", "temps"], decode_cf=True):
         labels = labels_in(batch)
         assert batch["X"].dtype == np.float32 and np.array_equal(batch["X"], dense_of(labels))
@@ -169,6 +169,26 @@ def test_sparse_and_packed_rows(data: dict[str, h5feed.Dataset]) -> None:
     assert stored["temps"].dtype == np.int16 and np.array_equal(stored["temps"], labels_in(stored))
     for x, y in mixture.loader(x="X", y="labels", batch_size=7):
         assert np.array_equal(x, dense_of(y))
+
+
+def test_sparse_matrices(data: dict[str, h5feed.Dataset]) -> None:
+    """With `sparse="csr"`, batches have the rows of all sources as one matrix, as loops over one dataset have."""
+    mixture = mixed(data, stop="all")
+    for batch in mixture.batches(batch_size=7, shuffle=True, seed=1, fields=["X", "labels", "tokens"], sparse="csr"):
+        expected = scipy.sparse.csr_matrix(dense_of(labels_in(batch)))
+        found = batch.sparse("X")
+        assert found.shape == (len(batch.rows), 6) and found.dtype == np.float32
+        assert batch["X.indices"].dtype == np.int64
+        for part in ("data", "indices", "indptr"):
+            assert np.array_equal(getattr(found, part), getattr(expected, part))
+        assert np.array_equal(batch.dense("X"), expected.toarray())
+        for row, label in zip(batch.lists("tokens"), labels_in(batch).tolist(), strict=True):
+            assert np.array_equal(row, tokens_of(label))
+    for x, y in mixture.loader(x="X", y="labels", batch_size=7, sparse="csr"):
+        assert isinstance(x, scipy.sparse.csr_matrix) and np.array_equal(x.toarray(), dense_of(y))
+    for wrong in ({"rescale": 2}, {"transform": lambda x: x}):
+        with pytest.raises(BadParameter, match="sparse='csr' is only for inputs"):
+            mixture.loader(x="X", y="labels", sparse="csr", **wrong)
 
 
 def test_padded_lists(data: dict[str, h5feed.Dataset], tmp_path: Path) -> None:
@@ -206,9 +226,8 @@ def test_weights_and_joins(data: dict[str, h5feed.Dataset]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"sparse": "csr"}, "dense"),
-        ({"join": "of_photos"}, r"dataset\.join"),
-        ({"how": "inner"}, r"dataset\.join"),
+        ({"sparse": "coo"}, "'dense' or 'csr'"),
+        ({"how": "outer"}, "must be 'inner'"),
         ({"weights": np.ones(60)}, "options="),
         ({"bucket": 10}, "pad="),
         ({"pack": 10}, "pad="),
@@ -221,14 +240,16 @@ def test_what_is_refused(data: dict[str, h5feed.Dataset], options: dict[str, Any
             make(**options)
 
 
-@pytest.mark.parametrize("options", [{"join": "of_photos"}, {"sparse": "csr"}, {"pad": True}, {"pack": 10}])
+@pytest.mark.parametrize(
+    "options", [{"join": "of_photos"}, {"sparse": "csr"}, {"pad": True}, {"pack": 10}, {"crop": 1}]
+)
 def test_what_single_sources_refuse(data: dict[str, h5feed.Dataset], options: dict[str, Any]) -> None:
     with pytest.raises(BadParameter, match=r"'photos'|of a mixture"):
         mixed(data, options={"photos": options})
 
 
 def test_options_that_do_not_match(data: dict[str, h5feed.Dataset]) -> None:
-    """Samples of all sources have the same arrays; a name means one field; records are those of the sources."""
+    """Samples of all sources have the same arrays; a name means one field."""
     for new, offsets in (("img", ("images", 1)), ("images", ("labels", 1))):
         with pytest.raises(BadParameter, match=f"'{new}' is a field of its own in the source"):
             mixed(data).plan(fields=["labels"], offsets={"labels": 1, new: offsets})
@@ -239,8 +260,6 @@ def test_options_that_do_not_match(data: dict[str, h5feed.Dataset]) -> None:
     swapped = {"drawings": {"labels": "episodes", "episodes": "labels"}}
     with pytest.raises(BadParameter, match="where= names fields of the sources"):
         h5feed.mix(data, fields=swapped).plan(fields=["labels"], where="labels < 5")
-    with pytest.raises(BadParameter, match="use its sources"):
-        mixed(data).loader(x="images", y="labels").source()
     with pytest.raises(BadParameter, match="follow=True is for loops over one dataset"):
         mixed(data).loader(x="images", y="labels", follow=True)
 
@@ -262,5 +281,94 @@ def test_what_is_unpacked_under_other_names(tmp_path: Path, serve: Callable[...,
         (batch,) = joined
         np.testing.assert_array_equal(batch["temps"], expected)
         np.testing.assert_array_equal(batch["there/temps"], expected)
-        with pytest.raises(h5feed.BadParameter, match="crop them with transform"):
-            h5feed.mix([(feed["here"], 1), (feed["there"], 1)]).loader(x="temps", crop=1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, serve: Callable[..., ServerProcess]) -> Iterator[dict[str, h5feed.Dataset]]:
+    """Two datasets of images and masks, whose images are named differently, and one to join them with."""
+    random = np.random.default_rng(0)
+    for name, rows in (("a", 40), ("b", 25)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            image = "image" if name == "a" else "img"
+            file[image] = random.integers(0, 256, (rows, 8, 10, 3), dtype=np.uint8)
+            file["mask"] = random.integers(0, 2, (rows, 8, 10), dtype=np.uint8)
+            file["number"] = np.arange(rows) + (100 if name == "b" else 0)
+    with h5py.File(tmp_path / "extra.h5", "w") as file:
+        file["key"], file["value"] = np.arange(200)[::-1].copy(), np.arange(200) * 0.5
+    with h5feed.connect(serve(tmp_path).url) as feed:
+        yield {"a": feed["a"], "b": feed["b"]}
+
+
+def check_interleaved(mixture: h5feed.Mixture, own: dict[str, str], fields: list[str], **options: Any) -> int:
+    """The n-th sample of each source is the n-th of its own passes. Returns the number of samples."""
+    passes = {}
+    for number, (name, dataset) in enumerate(mixture.sources.items()):
+        names = {one: own.get(one, one) if name == "b" else one for one in fields}
+        renamed: dict[str, Any] = {
+            key: [names[one] for one in value] if key == "crop_fields" else value for key, value in options.items()
+        }
+        read = [
+            {one: batch[names.get(one, one)].copy() for one in (*fields, *(["__crop__"] if "crop" in options else []))}
+            | {"rows": batch.rows.copy()}
+            for epoch in range(4)
+            for batch in dataset.batches(batch_size=6, epoch=epoch, fields=[*names.values()], **renamed)
+        ]
+        passes[number] = {one: np.concatenate([batch[one] for batch in read]) for one in read[0]}
+    given = dict.fromkeys(passes, 0)
+    for batch in mixture.batches(batch_size=7, fields=fields, **options):
+        assert batch.source is not None
+        for place, source in enumerate(batch.source.tolist()):
+            for one, values in passes[source].items():
+                found = batch.rows if one == "rows" else batch[one]
+                assert np.array_equal(found[place], values[given[source]]), (one, source, given)
+            given[source] += 1
+    return sum(given.values())
+
+
+@pytest.mark.parametrize("at", ["random", "center", "grid"])
+def test_crops(pictures: dict[str, h5feed.Dataset], at: str) -> None:
+    """Images and masks of all sources have the same crops as in loops over one source."""
+    mixture = h5feed.mix(pictures, fields={"b": {"img": "image"}}, weights=[0.5, 0.5], stop="all")
+    options: dict[str, Any] = {"crop": (4, 6), "crop_at": at, "shuffle": True, "seed": 4}
+    count = check_interleaved(mixture, {"image": "img"}, ["image", "mask", "number"], **options)
+    assert count >= 2 * 40 * (4 if at == "grid" else 1) - 1
+    check_interleaved(mixture, {"image": "img"}, ["image", "mask"], **options, crop_fields=["image"])
+    loader = mixture.loader(x="image", y="mask", batch_size=7, mean=[1.0, 2.0, 3.0], **options)
+    for (x, y), batch in zip(loader, mixture.batches(batch_size=7, fields=["image", "mask"], **options), strict=True):
+        assert np.array_equal(x, batch["image"] - np.array([1, 2, 3], np.float32)) and np.array_equal(y, batch["mask"])
+    state = loader.state_dict()
+    with pytest.raises(BadParameter, match="saved with"):
+        mixture.loader(x="image", y="mask", batch_size=7, **{**options, "crop": (4, 4)}).load_state_dict(state)
+
+
+def test_joins_of_all_sources(pictures: dict[str, h5feed.Dataset]) -> None:
+    """`join` of a loop joins each source, and so it does for a record that is opened again."""
+    mixture = h5feed.mix(pictures)
+    order: dict[str, Any] = {"batch_size": 7, "join": "extra:number=key", "shuffle": True, "seed": 2}
+    loader = mixture.loader(x="extra/value", y="number", **order)
+    seen = []
+    for value, number in loader:
+        assert np.array_equal(value, (199 - number) * 0.5)
+        seen += number.tolist()
+    assert sorted(seen) == [*range(40), *range(100, 125)]
+    batch = mixture.batch(2, fields=["extra/value", "number"], **order)
+    assert np.array_equal(batch["extra/value"], (199 - batch["number"]) * 0.5)
+    again = h5feed.reopen(loader.source()).loader(x="extra/value", y="number")
+    loader.set_epoch(0)
+    for (value, number), (value_again, number_again) in zip(loader, again, strict=True):
+        assert np.array_equal(value, value_again) and np.array_equal(number, number_again)
+    with pytest.raises(h5feed.FieldNotFound, match="has no field 'extra/value'"):
+        mixture.loader(x="extra/value", y="number")
+
+
+def test_sources_that_start_again(pictures: dict[str, h5feed.Dataset]) -> None:
+    """With `stop="all"`, the source whose rows last longest for its weight comes once; each other one starts another
+    pass of its own, in a new order, when its rows are used up."""
+    mixture = h5feed.mix(pictures, weights=[0.5, 0.5], stop="all")
+    read = [*mixture.batches(batch_size=5, shuffle=True, seed=1, fields=["number"])]
+    numbers = np.concatenate([batch["number"] for batch in read])
+    of_a, of_b = numbers[numbers < 100], numbers[numbers >= 100]
+    assert sorted(of_a.tolist()) == [*range(40)] and abs(len(of_b) - 40) <= 1
+    first, second = of_b[:25], of_b[25:]
+    assert sorted(first.tolist()) == [*range(100, 125)]
+    assert len({*second.tolist()}) == len(second) and not np.array_equal(second, first[: len(second)])

@@ -430,6 +430,22 @@ def test_a_silent_owner_fills_no_other_cache(serve: Serve, data: Path) -> None:
     client.close()
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"x": ["several", "things/half"], "join": "things"}, "samples are made of rows of several datasets"),
+        ({"x": "several", "sequence_length": 2}, "samples are made of several rows"),
+    ],
+)
+def test_samples_that_have_no_owner(replicas: list[ServerProcess], options: dict[str, Any], why: str) -> None:
+    """Any server sends them, and `stats` says why."""
+    with placed(*replicas) as feed:
+        train = feed["things"].loader(batch_size=32, y="labels", **options)
+        assert len(list(train)) > 1
+        assert train.stats().unplaced == why
+        train.close()
+
+
 def test_one_server_serves_all_rows(replicas: list[ServerProcess]) -> None:
     """It is said once."""
     with placed(replicas[0]) as feed:

@@ -296,7 +296,10 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
         ({"pad": True, "fields": ["labels"]}, "pad=True: there are no lists or text"),
         ({"bucket": 64}, "has several fields of lists or text, .*: name one with bucket_by="),
         ({"bucket": 64, "bucket_by": "labels"}, "all rows of 'labels' have the same shape"),
-        ({"bucket": 1 << 20, "bucket_by": "tokens", "batch_size": 33}, "more than 1048576"),
+        (
+            {"bucket": 9, "bucket_by": "tokens", "bucket_group": 40_000, "batch_size": 33},
+            "1320000 rows together, more than 1048576",
+        ),
         ({"pack": 64}, "name the fields to pack with fields="),
         ({"pack": 16, "pack_by": "tokens"}, r"row \d+ of 'tokens' has \d+ items, more than pack=16"),
         ({"pack": 64, "fields": ["tokens", "labels"], "pack_by": "tokens"}, "'labels' has one value per row"),
@@ -310,6 +313,16 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(texts: h5feed.Dataset, options: dict[str, Any], said: str) -> None:
     with pytest.raises(BadParameter, match=said):
         texts.batches(**options)
+
+
+def test_windows_of_buckets_are_whole_batches(texts: h5feed.Dataset) -> None:
+    """They are rounded up, or down at their limit; the plan says how many rows they have."""
+    for bucket, expected in ((64, 66), (66, 66), (1 << 20, (1 << 20) // 33 * 33)):
+        plan = texts.plan(bucket=bucket, bucket_by="tokens", batch_size=33)
+        assert plan.bucket_rows == expected
+    assert texts.plan().bucket_rows is None
+    rows = [batch.rows for batch in texts.batches(bucket=1 << 20, bucket_by="tokens", batch_size=33, fields=["labels"])]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(texts.rows))
 
 
 def test_loops_do_not_get_flat_lists(texts: h5feed.Dataset) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import h5feed
 import numpy as np
 import pytest
+
+from tests.support.growing_log import growing_log
+from tests.support.server_process import ServerProcess
 
 tf = pytest.importorskip("tensorflow")
 
@@ -50,6 +55,16 @@ def test_signatures(feed: h5feed.Feed) -> None:
     assert set(x) == {"images", "half"} and x["half"].dtype == tf.float16
 
 
+def test_padded_rows_without_targets(feed: h5feed.Feed) -> None:
+    """Weights come third, with None for the targets, as from other loops."""
+    dataset = made(feed, x="lzf", y=[], last="pad")
+    assert dataset.cardinality() == 21
+    found = [*dataset]
+    assert all(y is None for _, y, _ in found)
+    assert [row for x, _, _ in found for row in x.numpy().tolist()] == rows_of(feed, 0, last="pad")
+    assert sum(float(tf.reduce_sum(weight)) for _, _, weight in found) == 1000
+
+
 def test_what_arrives(feed: h5feed.Feed) -> None:
     for x, y in made(feed).take(3):
         np.testing.assert_array_equal(x.numpy(), feed["mixed"].take(y.numpy(), fields=["images"])["images"])
@@ -85,3 +100,19 @@ def test_a_graph_trains_on_it(feed: h5feed.Feed) -> None:
         return rows
 
     assert int(total(made(feed))) == sum(range(1000))
+
+
+def test_growing_files(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """With `follow`, each iteration has the rows that there are at its begin, and no cardinality is promised."""
+    with growing_log(tmp_path / "log", serve) as log:
+        order: dict[str, Any] = {"batch_size": 10, "shuffle": True, "seed": 1, "x": "x", "y": "y"}
+        dataset = log.grow(20).tf_data(follow=True, **order)
+        assert dataset.cardinality() == tf.data.UNKNOWN_CARDINALITY
+        assert dataset.element_spec[0].shape.as_list() == [None, 6]
+        for epoch, rows in enumerate((20, 50, 50)):
+            now = log.grow(30) if epoch == 1 else log.at_now()
+            read = now.batches(batch_size=10, shuffle=True, seed=1, epoch=epoch, fields=["x"])
+            expected = [batch["x"].copy() for batch in read]
+            found = [x.numpy() for x, _ in dataset]
+            np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+            assert sum(map(len, found)) == rows

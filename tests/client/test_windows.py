@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.short_folder import short_folder
+from tests.support.windows import OFFSETS, Windows
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -110,8 +111,11 @@ def robomimic_sequence(
     return found, np.array([False] * begin_pad + [True] * (end - begin) + [False] * end_pad)
 
 
-def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
-    """Frame stacks repeat the first row of an episode, sequences the last, and masks say where: every sample."""
+@pytest.mark.parametrize("ends", ["drop", "pad_start", "pad_end", "pad"])
+def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset, ends: str) -> None:
+    """Frame stacks repeat the first row of an episode, sequences the last, and masks say where: as many samples as with
+    `pad_frame_stack` and `pad_seq_length`."""
+    pad_frame_stack, pad_seq_length = ends in ("pad", "pad_start"), ends in ("pad", "pad_end")
     stack, length, chunk = 2, 10, 16
     options: dict[str, Any] = {
         "fields": ["obs.image", "obs.eef", "actions"],
@@ -120,7 +124,7 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
             "obs.eef": range(1 - stack, length),
             "actions": range(1 - stack, chunk),
         },
-        "ends": "pad",
+        "ends": ends,
     }
     starts, seen = np.cumsum([0, *LENGTHS]), []
     for batch in robot.batches(batch_size=4, shuffle=True, seed=3, **options):
@@ -133,56 +137,18 @@ def test_sequences_as_robomimic_has_them(robot: h5feed.Dataset) -> None:
                 for key in keys:
                     name = key.replace("/", ".")
                     np.testing.assert_array_equal(batch[name][place], expected[key])
-                    np.testing.assert_array_equal(batch[f"{name}.mask"][place], mask)
-    assert sorted(seen) == list(range(sum(LENGTHS)))
+                    if ends == "drop":
+                        assert mask.all() and f"{name}.mask" not in batch
+                    else:
+                        np.testing.assert_array_equal(batch[f"{name}.mask"][place], mask)
+    expected_samples = [
+        int(start) + index
+        for start, rows in zip(starts, LENGTHS, strict=False)
+        for index in range(0 if pad_frame_stack else stack - 1, rows if pad_seq_length else rows - (chunk - 1))
+    ]
+    assert sorted(seen) == expected_samples
 
 
-class Reference:
-    """Windows by plain loops over lists."""
-
-    def __init__(self, split: list[int], episodes: list[int], options: dict[str, Any]) -> None:
-        self._options = options
-        self._runs: list[list[int]] = []
-        for row in split:
-            if self._runs and self._runs[-1][-1] == row - 1 and episodes[row - 1] == episodes[row]:
-                self._runs[-1].append(row)
-            else:
-                self._runs.append([row])
-        self.run_of = {row: run for run in self._runs for row in run}
-
-    def offsets(self, field: str) -> int | list[int]:
-        own = self._options.get("offsets", {}).get(field)
-        if own is not None:
-            return own if isinstance(own, int) else list(own)
-        length, rate = self._options.get("sequence_length"), self._options.get("sampling_rate", 1)
-        return 0 if length is None else [rate * step for step in range(length)]
-
-    def samples(self) -> list[int]:
-        every = [0]
-        for name in (None, *self._options.get("offsets", {})):
-            own = self.offsets(name)
-            every += [own] if isinstance(own, int) else own
-        found = []
-        for run in self._runs:
-            anchors = run
-            if self._options.get("ends") != "pad":
-                anchors = [row for row in run if all(row + offset in run for offset in every)]
-            found += anchors[:: self._options.get("sequence_stride", 1)]
-        return found
-
-    def rows(self, sample: int, field: str) -> tuple[Any, Any]:
-        """Row ids of a field of a sample, and which of them are real."""
-        run, own = self.run_of[sample], self.offsets(field)
-        wanted = [sample + offset for offset in ([own] if isinstance(own, int) else own)]
-        rows, real = [min(max(row, run[0]), run[-1]) for row in wanted], [row in run for row in wanted]
-        return (rows[0], real[0]) if isinstance(own, int) else (rows, real)
-
-
-_OFFSETS = st.one_of(
-    st.integers(-4, 5),
-    st.lists(st.integers(-3, 4), min_size=1, max_size=4),
-    st.builds(range, st.integers(-3, 0), st.integers(1, 5), st.integers(1, 2)),
-)
 FIELDS = ["x", "packed", "target"]
 
 
@@ -194,13 +160,13 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
     if has_length:
         options |= {"sequence_length": draw(st.integers(1, 4)), "sampling_rate": draw(st.integers(1, 2))}
     if draw(st.booleans()) or not has_length:
-        options["offsets"] = draw(st.dictionaries(st.sampled_from(FIELDS), _OFFSETS, min_size=1))
+        options["offsets"] = draw(st.dictionaries(st.sampled_from(FIELDS), OFFSETS, min_size=1))
     options |= draw(
         st.fixed_dictionaries(
             {},
             optional={
                 "sequence_stride": st.integers(1, 4),
-                "ends": st.sampled_from(["drop", "pad"]),
+                "ends": st.sampled_from(["drop", "pad", "pad_start", "pad_end"]),
                 "episode": st.sampled_from(["trial", "none"]),
                 "shuffle": st.just(True),
                 "seed": st.integers(0, 3),
@@ -213,7 +179,7 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
     return options
 
 
-def _expected(batch: h5feed.Batch, reference: Reference) -> None:
+def _expected(batch: h5feed.Batch, reference: Windows) -> None:
     for field in FIELDS:
         found = [reference.rows(row, field) for row in batch.rows.tolist()]
         source = SERIES["x" if field == "packed" else field]
@@ -235,7 +201,7 @@ def test_equal_to_plain_loops(
         options["val"] = 1 if options.get("episode") == "trial" else 0.4
         rows = series.split_rows("val", **{name: options[name] for name in options if name in _OF_SPLITS}).tolist()
     episodes = IDS.tolist() if options.get("episode") == "trial" else [0] * SERIES_ROWS
-    reference = Reference(rows, episodes, options)
+    reference = Windows(rows, episodes, options)
     samples = reference.samples()
     if not samples:
         with pytest.raises(BadParameter, match="spans"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from h5feed.errors import BadParameter
 from h5feed_server.row_bits import LISTED_ROWS, RowBits, RowRuns, RowSet
@@ -43,7 +44,7 @@ def test_runs(rows: list[int] | None, cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-@pytest.mark.parametrize("ends", ["drop", "pad"])
+@pytest.mark.parametrize("ends", ["drop", "pad", "pad_start", "pad_end"])
 def test_samples_of_large_datasets(stride: int, ends: str) -> None:
     """Beyond the limit of lists, the samples are the same in another form."""
     starts, ends_of = np.array([0, 9, 20]), np.array([4, 18, ROWS])
@@ -52,11 +53,24 @@ def test_samples_of_large_datasets(stride: int, ends: str) -> None:
     large = samples_in(starts, ends_of, spec, LISTED_ROWS + 1, "episode")
     assert isinstance(listed, np.ndarray) and not isinstance(large, np.ndarray)
     assert large[np.arange(len(large))].tolist() == listed.tolist()
-    assert listed[:2].tolist() == ([11, 11 + stride] if ends == "drop" else [0, stride])
+    first, last = {"drop": (11, 36), "pad": (0, 39), "pad_start": (0, 36), "pad_end": (2, 39)}[ends]
+    assert listed[0] == first and last - stride < listed[-1] <= last
     if ends == "pad":
         windows = Windows(starts, ends_of, listed)
         assert windows.rows(np.array([9]), np.array([-2, 0, 8, 9])).tolist() == [[9, 9, 17, 17]]
         assert windows.mask(np.array([9]), np.array([-2, 0, 8, 9])).tolist() == [[False, True, True, False]]
+
+
+@given(
+    marked=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS).map(np.array),
+    offsets=st.sets(st.integers(-6, 6), min_size=1).map(sorted).map(np.array),
+)
+def test_samples_with_marked_rows(marked: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> None:
+    """A sample meets the marked rows if one of its rows is marked, also where an end of its run is repeated."""
+    samples = np.array([*range(4), *range(9, 18), *range(20, ROWS)], np.int32)
+    windows = Windows(np.array([0, 9, 20]), np.array([4, 18, ROWS]), samples)
+    found = windows.meet(samples, offsets, marked)
+    assert found.tolist() == marked[windows.rows(samples.astype(np.int64), offsets)].any(axis=1).tolist()
 
 
 def test_no_rows_and_short_runs() -> None:

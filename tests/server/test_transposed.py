@@ -171,6 +171,18 @@ def test_rows_are_those_of_anndata(feed: h5feed.Feed, data: Path) -> None:
     assert stats["lengths"]["mean"] == pytest.approx(X.nnz / CELLS)
 
 
+def test_joined_cells(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """The copy of a joined dataset is made before the first batch, and one offset takes other rows of it."""
+    with h5feed.connect(serve(data).url, deadline=120) as fresh:
+        joined = fresh["plain"].join("gzip:obs._index")
+        fields = ["gzip/X", "later"]
+        batch = joined.batch(0, batch_size=20, fields=fields, offsets={"later": ("gzip/X", 2)}, sparse="dense")
+        np.testing.assert_array_equal(batch["gzip/X"], X.toarray()[:20])
+        np.testing.assert_array_equal(batch["later"], X.toarray()[2:22])
+        found = joined.stats(field="gzip/X")
+        assert found.mean == pytest.approx(X.mean(), rel=1e-5)
+
+
 def test_description(feed: h5feed.Feed) -> None:
     dataset = feed["plain"]
     x = dataset.fields["X"]

@@ -58,6 +58,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "batches": grid.batches,
         "last": grid.last,
         "window": query.window,
+        "bucket_rows": None if plan.order.bucketed is None else plan.order.bucketed().window,
         "rows_decoded_together": plan.order.block,
         "last_rows": grid.size(grid.batches - 1) if grid.batches else 0,
         "ragged": plan.ragged,

@@ -16,6 +16,7 @@ from h5feed.errors import BadParameter, RowOutOfRange, TooLarge, UnsupportedFiel
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import Field as Param
 
+from ..batches.joins import Joined
 from ..catalog.dataset import Dataset, Field
 from ..row_bits import RowSet, as_list
 from ..services import Services
@@ -337,10 +338,10 @@ def _ids(rows: RowSet | None, places: npt.NDArray[Any]) -> npt.NDArray[np.int64]
     return np.asarray(places if rows is None else rows[places], np.int64)
 
 
-def picture_headers(request: Request, dataset: Dataset, form: Form) -> dict[str, str]:
+def picture_headers(request: Request, dataset: Dataset, form: Form, joined: Joined | None = None) -> dict[str, str]:
     """As `stats_headers`, with the name under which browsers keep the picture."""
     name = file_name(request.scope["path"], form)
-    return {**stats_headers(request, dataset), "content-disposition": f'inline; filename="{name}"'}
+    return {**stats_headers(request, dataset, joined), "content-disposition": f'inline; filename="{name}"'}
 
 
 def picture(content: bytes, form: Form, alt: str, headers: dict[str, str]) -> Response:

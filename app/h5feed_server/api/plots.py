@@ -18,14 +18,14 @@ from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture, picture_headers
 from .jobs import Prefer
-from .stats import STATS_RESPONSES, StatsQuery, found_stats, mean_image_of
+from .stats import STATS_RESPONSES, JoinedStatsQuery, found_stats, mean_image_of
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["statistics"])
 
 Plot = Literal["classes", "histogram", "mean_image"]
 
 
-class PlotQuery(StatsQuery):
+class PlotQuery(JoinedStatsQuery):
     field: str | None = Param(None, description="Default: the label for `classes`, else the first input that suits.")
     kind: Plot | None = Param(
         None,
@@ -52,9 +52,14 @@ async def get_plot(
 
     def choose() -> tuple[Dataset, Plot, Field, Response | None]:
         dataset = services.catalog.dataset(name, query.revision)
-        kind: Plot = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
-        field = _plotted(dataset, kind, query.field)
-        headers = picture_headers(request, dataset, query.format)
+        joined = services.batcher.joined(dataset, query)
+        has_classes = query.field is None and dataset.label is not None and not joined.inner
+        kind: Plot = query.kind or ("classes" if has_classes else "histogram")
+        if joined.inner and kind == "classes":
+            raise BadParameter("kind=classes: rows of classes are counted without joins: leave out join and how=inner")
+        named = None if query.field is None else joined.source(query.field).field
+        field = _plotted(dataset, kind) if named is None else named
+        headers = picture_headers(request, dataset, query.format, joined)
         if is_known(request, headers):
             return dataset, kind, field, not_modified(headers)
         if kind == "classes":
@@ -64,26 +69,25 @@ async def get_plot(
                 if query.kind is not None:
                     raise
                 # The label is a number, such as a temperature.
-                kind, field = "histogram", _plotted(dataset, "histogram", None)
+                kind, field = "histogram", _plotted(dataset, "histogram")
         return dataset, kind, field, None
 
     dataset, kind, field, answer = await in_thread(services, choose)
     if answer is not None:
         return answer
-    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
+    asked = {key: getattr(query, key) for key in JoinedStatsQuery.model_fields}
+    wanted = JoinedStatsQuery(**asked | {"field": field.name})
     result = await found_stats(request, services, name, wanted, prefer)
     if isinstance(result, Response):
         return result
     stats = result[1][field.name]
-    headers = picture_headers(request, result[0], query.format)
+    headers = picture_headers(request, dataset, query.format, result[0])
     draw = _histogram if kind == "histogram" else _mean_image
     return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
 
 
-def _plotted(dataset: Dataset, kind: Plot, name: str | None) -> Field:
-    """The field that a plot is of."""
-    if name is not None:
-        return dataset.field(name)
+def _plotted(dataset: Dataset, kind: Plot) -> Field:
+    """The field that a plot is of, if none is named."""
     if kind == "mean_image":
         return image_field(dataset, None)
     if kind == "classes":

@@ -65,7 +65,9 @@ FIELDS = (errors.FieldNotFound, errors.UnsupportedField, errors.TooLarge)
 SPLITS = (errors.SplitNotFound, errors.SplitImpossible)
 """Of those that divide the rows."""
 
-ORDERS = (*DATASET, *FIELDS, *SPLITS, errors.WeightsUnknown)
+JOINS = (errors.KeysNotFound, errors.AmbiguousKey)
+
+ORDERS = (*JOINS, *DATASET, *FIELDS, *SPLITS, errors.WeightsUnknown)
 """Of those that put rows in an order."""
 
 

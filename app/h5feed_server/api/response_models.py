@@ -245,6 +245,10 @@ class Plan(_Answer):
     batches: int
     last: Literal["keep", "drop", "pad"]
     window: int | None
+    bucket_rows: int | None = Field(
+        description="With `bucket`: how many rows are sorted together. It is `bucket`, rounded up to whole batches, or "
+        "down at the limit."
+    )
     rows_decoded_together: int
     last_rows: int = Field(description="Rows of the last batch.")
     ragged: bool = Field(description="Batches have different lengths: `batch_bytes` excludes text and lists.")

@@ -15,9 +15,11 @@ from h5feed.order import SPLIT_ALIASES
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
+from ..batches.joins import Joined
 from ..catalog.dataset import Dataset
 from ..jobs.registry import InProgress
 from ..services import Services
+from ..splits.joins_spec import JoinsSpec
 from ..stats.field_stats import FieldStats
 from .binary import (
     NOT_MODIFIED,
@@ -33,7 +35,7 @@ from .binary import (
 )
 from .dependencies import NamePath, ServicesDep, in_thread
 from .jobs import JOB_RESPONSE, Prefer, at_hand
-from .problem_responses import DATASET, FIELDS, SPLITS, problems
+from .problem_responses import DATASET, FIELDS, JOINS, SPLITS, problems
 from .queries import SplitsQuery
 from .response_models import Statistics, answers
 
@@ -41,7 +43,7 @@ router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
-STATS_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
+STATS_PROBLEMS = (*DATASET, *FIELDS, *SPLITS, *JOINS)
 STATS_RESPONSES = {**NOT_MODIFIED, **JOB_RESPONSE, **problems(*STATS_PROBLEMS)}
 
 
@@ -55,7 +57,11 @@ class StatsQuery(SplitsQuery):
         return SPLIT_ALIASES.get(value, value)
 
 
-class MeanImageQuery(StatsQuery):
+class JoinedStatsQuery(StatsQuery, JoinsSpec):
+    pass
+
+
+class MeanImageQuery(JoinedStatsQuery):
     field: str = Field(description="Image field.")
     format: Format | None = Field(None, description="Overrides the Accept header.")
 
@@ -65,11 +71,13 @@ async def get_stats(
     request: Request,
     services: ServicesDep,
     name: NamePath,
-    query: Annotated[StatsQuery, Query()],
+    query: Annotated[JoinedStatsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
     """For each field, over the rows of one split: count, min, max, mean, std (`ddof=0`; exact for integers), zeros, NaN
     and infinities, histogram; the same per channel; rows per class with balanced weights; the most frequent texts.
+
+    Those of a field `OTHER/field` of a joined dataset are of the partners of these rows, each as often as it is one.
 
     Statistics are computed once per revision. If that takes longer than `Prefer: wait=`, the response is 202 with
     the URL of a job.
@@ -77,8 +85,8 @@ async def get_stats(
     answer = await found_stats(request, services, name, query, prefer)
     if isinstance(answer, Response):
         return answer
-    dataset, fields = answer
-    splits = None
+    joined, fields = answer
+    dataset, splits = joined.dataset, None
     if query.split != "all":
         splits = await in_thread(services, partial(services.batcher.splitter.splits, dataset, query.spec.split_spec))
     content = {
@@ -92,7 +100,7 @@ async def get_stats(
         "rows": next(iter(fields.values())).report["rows"] if fields else dataset.rows,
         "fields": {name: stats.report for name, stats in fields.items()},
     }
-    return JSONResponse(content, headers=stats_headers(request, dataset))
+    return JSONResponse(content, headers=stats_headers(request, dataset, joined))
 
 
 @router.get(
@@ -112,11 +120,12 @@ async def get_mean_image(
     `mean_image`.
     """
     form = negotiate(request, query.format, _FORMATS)
-    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields})
+    wanted = JoinedStatsQuery(**{key: getattr(query, key) for key in JoinedStatsQuery.model_fields})
     answer = await found_stats(request, services, name, wanted, prefer)
     if isinstance(answer, Response):
         return answer
-    dataset, fields = answer
+    joined, fields = answer
+    dataset = joined.dataset
     ((field, stats),) = fields.items()
     image = mean_image_of(dataset, field, stats, query)
 
@@ -125,7 +134,8 @@ async def get_mean_image(
         body = Body([Tensor("mean_image", np.dtype("<f4"), image.shape)], about)
         buffer = services.pool.lease(body.nbytes)
         body.place(buffer, 0)["mean_image"][...] = image
-        return binary(request, buffer, form, cache_headers(request, dataset.revision, form))
+        headers = cache_headers(request, joined.revisions, form, may_pin=joined.is_pinned)
+        return binary(request, buffer, form, headers)
 
     return await in_thread(services, work)
 
@@ -145,31 +155,33 @@ def mean_image_of(dataset: Dataset, field: str, stats: FieldStats, query: StatsQ
 
 
 async def found_stats(
-    request: Request, services: Services, name: str, query: StatsQuery, prefer: str | None
-) -> tuple[Dataset, dict[str, FieldStats]] | Response:
+    request: Request, services: Services, name: str, query: JoinedStatsQuery, prefer: str | None
+) -> tuple[Joined, dict[str, FieldStats]] | Response:
     """The statistics that a query asks for, or the answer that they are known (304) or still to come (202)."""
 
-    def look() -> tuple[Dataset, dict[str, FieldStats]] | Response:
+    def look() -> tuple[Joined, dict[str, FieldStats]] | Response:
         dataset = services.catalog.dataset(name, query.revision)
-        headers = stats_headers(request, dataset)
+        joined = services.batcher.joined(dataset, query)
+        headers = stats_headers(request, dataset, joined)
         if is_known(request, headers):
             return not_modified(headers)
         statistics = services.statistics
-        fields = statistics.fields(dataset, query.field)
+        fields, others = statistics.fields(joined, query.field), joined if joined.others else None
         spec = query.spec
+        known = statistics.find(dataset, fields, query.split, spec, others)
+        if known is not None:
+            return joined, known
         # What is wrong with the split is said now, not by the job; of a split that takes long, by the job.
         with contextlib.suppress(InProgress):
-            statistics.rows(dataset, query.split, spec)
-        known = statistics.find(dataset, fields, query.split, spec)
-        if known is not None:
-            return dataset, known
+            joined.check_complete(statistics.rows(dataset, query.split, spec))
         path = f"{request.scope['path']}?{request.scope['query_string'].decode('ascii', 'replace')}"
-        raise InProgress(statistics.start(dataset, fields, query.split, spec, path))
+        raise InProgress(statistics.start(dataset, fields, query.split, spec, path, others))
 
     return await at_hand(services, look, prefer)
 
 
-def stats_headers(request: Request, dataset: Dataset) -> dict[str, str]:
-    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
-    private = request.app.state.services.is_guarded
-    return url_headers(request.scope["path"], query_items(request), dataset.revision, "json", private=private)
+def stats_headers(request: Request, dataset: Dataset, joined: Joined | None = None) -> dict[str, str]:
+    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision, or revisions."""
+    private, path, items = request.app.state.services.is_guarded, request.scope["path"], query_items(request)
+    revisions, may_pin = (dataset.revision, True) if joined is None else (joined.revisions, joined.is_pinned)
+    return url_headers(path, items, revisions, "json", private=private, may_pin=may_pin)

@@ -21,6 +21,7 @@ from ..keys.partners import Partners
 from ..row_bits import RowSet
 from ..settings import Settings
 from ..splits.bucketing import Bucketed
+from ..splits.joins_spec import JoinsSpec
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.packing import Packed
@@ -36,7 +37,7 @@ from .plan import BatchPlan
 from .ragged import RaggedRows
 from .sampled import each_row
 from .transposing import Transposing
-from .windows import windows_of
+from .windows import fields_of
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -109,20 +110,31 @@ class Batcher:
         """
         dataset = self._catalog.dataset(name, revision)
         # Looked up for each request: this caller may not see them, and they may have changed.
-        joined = Joined.of(self._catalog, self._partners, dataset, spec)
+        windows = partial(self.splitter.windows, dataset, spec) if spec.has_windows else None
+        joined = Joined.of(self._catalog, self._partners, dataset, spec, windows, spec.offsets_within)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
         plan = self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
-        # Sparse fields are those of the dataset itself: no others are joined.
-        self.transposing.check(dataset, (field.field for field in plan.fields if field.is_ragged))
+        datasets = [dataset, *(other for _, other in joined.others)]
+        self.transposing.check(datasets, (field.field for field in plan.fields if field.is_ragged))
         return plan
+
+    def joined(self, dataset: Dataset, spec: JoinsSpec) -> Joined:
+        """The datasets that `spec` joins, for single rows.
+
+        Raises
+        ------
+        DatasetNotFound, RevisionChanged, Unreadable
+        FieldNotFound, UnsupportedField, BadParameter, AmbiguousKey, TooLarge
+        InProgress
+            A job finds partners.
+        """
+        joined = Joined.of(self._catalog, self._partners, dataset, spec)
+        joined.check()
+        return joined
 
     def _plan(self, joined: Joined, spec: OrderSpec, batch_size: int) -> BatchPlan:
         dataset = joined.dataset
-        if spec.has_windows:
-            fields = windows_of(dataset, spec, partial(self.splitter.windows, dataset, spec))
-        else:
-            fields = joined.fields(spec.fields, spec.encoded)
-        fields, crops = with_crops(spec, fields)
+        fields, crops = with_crops(spec, fields_of(joined, spec))
 
         def split_rows() -> RowSet | None:
             return joined.select(spec, self.splitter.samples(dataset, spec))
@@ -166,9 +178,9 @@ class Batcher:
         bucketed: Callable[[], Bucketed] | None = None
         packed: Callable[[], Packed] | None = None
         if spec.bucket is not None:
-            bucketed = self._ragged.bucketed(dataset, spec, batch_size * (spec.bucket_group or spec.shards))
+            bucketed = self._ragged.bucketed(joined, spec, batch_size * (spec.bucket_group or spec.shards))
         if spec.pack is not None:
-            packed = self._ragged.packed(dataset, spec, fields)
+            packed = self._ragged.packed(joined, spec, fields)
             rows = packed().count
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
@@ -180,7 +192,7 @@ class Batcher:
         plan = BatchPlan(
             dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
         )
-        plan = replace(plan, cuts=self._ragged.cuts(dataset, spec))
+        plan = replace(plan, cuts=self._ragged.cuts(joined, spec))
         return self.limits.limited(plan, batch_size)
 
     def rows(self, dataset: Dataset, chosen: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
-from h5feed.offsets import MASK
 from h5feed.wire import CROP, OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from ..catalog.dataset import Dataset
@@ -172,7 +171,7 @@ def read_fields(
     for field in fields:
         out = tensors[field.name]
         if field.has_mask:
-            field.put_mask(rows, tensors[field.name + MASK])
+            field.put_mask(rows, tensors[field.mask_name])
         if not field.is_ragged:
             field.read(reader, rows, out, starts)
             continue
@@ -233,8 +232,8 @@ def body_of(
             shape = (rows, *field.sample_shape)
             tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))
         if field.has_mask:
-            tensors.append(Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)))
+            tensors.append(Tensor(field.mask_name, np.dtype("|b1"), (rows, *field.extra)))
     if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
-        masks = [field.name + MASK for field in fields if field.has_mask]
+        masks = [field.mask_name for field in fields if field.has_mask]
         raise BadParameter(f"a field may not be named {', '.join([ROWS, WEIGHT, CROP, *masks])} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

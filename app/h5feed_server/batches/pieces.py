@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
-from h5feed.offsets import MASK
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout, ChunkTable
 from h5feed.stored.local_file import FileSource
@@ -147,7 +146,7 @@ class PiecesPlan:
         if plan.padded:
             placed[WEIGHT][...] = real
         for field in self._masked(pieces):
-            field.put_mask(rows, placed[field.name + MASK])
+            field.put_mask(rows, placed[field.mask_name])
         if starts is not None:
             placed[CROP][...] = starts
         for name, table in tables.items():
@@ -174,7 +173,7 @@ class PiecesPlan:
             raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
         extra = plan.extra(rows)
         extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
-        extra += [Tensor(field.name + MASK, np.dtype("|b1"), (rows, *field.extra)) for field in self._masked(pieces)]
+        extra += [Tensor(field.mask_name, np.dtype("|b1"), (rows, *field.extra)) for field in self._masked(pieces)]
         if nbytes:
             extra.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
         return body_of(plan.dataset, whole, rows, {**plan.about, "pieces": about}, extra, lengths_of(lists)), tables

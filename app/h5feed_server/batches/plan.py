@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
-from h5feed.offsets import MASK
 from h5feed.order import BatchGrid
 from h5feed.stored.byte_cache import ByteCache
 from h5feed.wire import CROP, OFFSETS, ROWS, WEIGHT, Body, Tensor
@@ -269,7 +268,7 @@ class BatchPlan:
             for field, array in kept:
                 outs, own = tensors[field.name], field.rows(rows)
                 if field.has_mask:
-                    field.put_mask(rows, tensors[field.name + MASK])
+                    field.put_mask(rows, tensors[field.mask_name])
                 if field.crop is not None:
                     assert starts is not None
                     for samples, begins, out in zip(rows, starts, outs, strict=True):

@@ -117,7 +117,7 @@ class RowIdsPlan:
     @property
     def _has_episodes(self) -> bool:
         spec = self.plan.order.spec
-        return spec.has_windows and spec.ends == "pad"
+        return spec.has_windows and spec.ends not in (None, "drop")
 
     def _body(self, rows: int, packed_rows: int | None = None) -> Body:
         plan = self.plan
@@ -143,6 +143,7 @@ class RowIdsPlan:
                 ROWS: packed.rows,
                 ROWS + OFFSETS: packed.offsets,
                 ITEMS: np.stack([packed.begins, packed.lengths], axis=1),
+                **self._others(packed.rows),
             }
             if plan.padded:
                 columns[WEIGHT] = np.repeat(real[own].astype("<f4"), np.diff(packed.offsets))

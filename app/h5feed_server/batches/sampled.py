@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter
+from h5feed.offsets import MASK
 from h5feed.stored.column import Column
 from h5feed.stored.crop_reader import Boxes
 
@@ -54,7 +54,7 @@ class SampledField:
     Parameters
     ----------
     field : Field
-        It may be of another dataset than the plan.
+        It may be of another dataset than the plan, and a part of a sparse field: see `sampled`.
     row_map : RowMap, optional
         Default: a sample is the row of the same number.
     crop : tuple of int, optional
@@ -64,10 +64,6 @@ class SampledField:
     field: Field
     row_map: RowMap | None = None
     crop: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.field.is_sparse:
-            raise BadParameter(f"samples cannot be made of rows of {self.field.name!r}, which are sparse")
 
     @property
     def name(self) -> str:
@@ -115,6 +111,11 @@ class SampledField:
     @property
     def has_mask(self) -> bool:
         return self.row_map is not None and self.row_map.mask is not None
+
+    @property
+    def mask_name(self) -> str:
+        """Name of the tensor with its mask; only if `has_mask`."""
+        return self.field.whole_name + MASK
 
     def rows(self, samples: Int64s) -> Int64s:
         """Row ids of the field, (*any, *extra), for sample ids of any shape, (*any)."""
@@ -172,6 +173,13 @@ class SampledField:
         out[...] = self.row_map.mask(samples.reshape(-1)).reshape(out.shape)
 
 
+def sampled(field: Field, row_map: RowMap | None = None) -> tuple[SampledField, ...]:
+    """A field of which samples are made of some rows; if it is sparse, its parts, of which the first has the mask."""
+    first, *others = field.parts
+    unmasked = None if row_map is None else replace(row_map, mask=None)
+    return SampledField(first, row_map), *(SampledField(part, unmasked) for part in others)
+
+
 def each_row(fields: Sequence[Field]) -> tuple[SampledField, ...]:
     """Fields of which a sample is the row of the same number; sparse ones as their parts."""
-    return tuple(SampledField(part) for field in fields for part in field.parts)
+    return tuple(part for field in fields for part in sampled(field))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
@@ -29,8 +29,9 @@ class Transposing:
         self._max_bytes = max_bytes
         jobs.register(_KIND, "bytes", self._work)
 
-    def check(self, dataset: Dataset, fields: Iterable[Field]) -> None:
-        """Check that the rows of these fields, or parts of fields, can be read now.
+    def check(self, datasets: Sequence[Dataset], fields: Iterable[Field]) -> None:
+        """Check that the rows of these fields of some datasets, or of parts of fields, can be read now. The fields may
+        have other names than there.
 
         Raises
         ------
@@ -38,9 +39,15 @@ class Transposing:
             A job makes the copies that they are read from.
         """
         for field in fields:
-            if all(file.is_there() for file in _copies(field)):
+            copies = list(_copies(field))
+            if all(file.is_there() for file in copies):
                 continue
-            whole = next(one for one in dataset.fields if field.name in (one.name, *(part.name for part in one.parts)))
+            dataset, whole = next(
+                (dataset, one)
+                for dataset in datasets
+                for one in dataset.fields
+                if any(own is file for part in one.parts for own in _copies(part) for file in copies)
+            )
             request = {**state_of(dataset), "field": whole.name}
             raise InProgress(self._jobs.start(_KIND, request, "", dataset.names.key))
 

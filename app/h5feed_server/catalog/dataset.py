@@ -97,6 +97,11 @@ class Field:
         """Name of the tensor with its offsets, if it is ragged."""
         return self.offsets or self.name + OFFSETS
 
+    @property
+    def whole_name(self) -> str:
+        """Name of the field that it is a part of, or its own: see `parts`."""
+        return self.name if self.offsets is None else self.offsets.removesuffix(INDPTR)
+
     @cached_property
     def parts(self) -> tuple[Field, ...]:
         """The fields that are sent for it: itself, or values and column indices with the same offsets."""

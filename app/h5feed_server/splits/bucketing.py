@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.errors import BadParameter
 from h5feed.order import hashed, permute
 
+from .ragged_spec import MAX_BUCKET
 from .row_lengths import Lengths
 
 Int64s = npt.NDArray[np.int64]
@@ -88,5 +90,16 @@ class Bucketed:
 
 
 def window_of(wanted: int, step: int) -> int:
-    """Samples of a window: `wanted`, rounded up to whole steps."""
-    return -(-wanted // step) * step
+    """Samples of a window: `wanted`, rounded up to whole steps, or down if that would be more than `MAX_BUCKET`.
+
+    Raises
+    ------
+    BadParameter
+        A single step has more.
+    """
+    if step > MAX_BUCKET:
+        raise BadParameter(
+            f"bucket={wanted}: batches of similar lengths have {step} rows together, more than {MAX_BUCKET}: use a "
+            "smaller batch_size or bucket_group"
+        )
+    return min(-(-wanted // step), MAX_BUCKET // step) * step

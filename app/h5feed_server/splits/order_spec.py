@@ -105,19 +105,10 @@ class OrderSpec(CropsSpec, FilteredSpec, JoinsSpec, RaggedSpec):
         return self
 
     @model_validator(mode="after")
-    def _joins_single_rows(self) -> Self:
-        if self.join and self.has_windows:
-            raise ValueError("join cannot be used with sequence_length or offsets: it joins single rows")
-        return self
-
-    @model_validator(mode="after")
     def _lengths_are_of_single_rows(self) -> Self:
         for name in ("bucket", "pack", "max_length"):
             if getattr(self, name) is not None and self.has_windows:
                 raise ValueError(f"{name} cannot be used with sequence_length or offsets: it is about single rows")
-        for name in ("bucket", "pack"):
-            if getattr(self, name) is not None and self.join:
-                raise ValueError(f"{name} cannot be used with join: it is about the rows of one dataset")
         return self
 
     @field_validator("split")

@@ -35,7 +35,7 @@ class RaggedSpec(BaseModel):
         ge=1,
         le=MAX_BUCKET,
         description="Put rows of similar length into the same batch: within windows of this many rows of the order, "
-        "rounded up to whole batches, rows are sorted by length and cut into batches, and the batches are shuffled.",
+        "in whole batches, rows are sorted by length and cut into batches, and the batches are shuffled.",
     )
     bucket_by: str | None = Field(
         None, description="With `bucket`: the list or text field whose lengths count. Default: the only one."

@@ -63,26 +63,6 @@ class RowLengths:
         """Of the lengths in memory."""
         return self._kept.usage
 
-    def field(self, dataset: Dataset, name: str | None, option: str) -> Field:
-        """The field whose lengths `option` needs; default: the only list field, or else the only text field.
-
-        Raises
-        ------
-        FieldNotFound, UnsupportedField, BadParameter
-        """
-        if name is not None:
-            field = dataset.field(name)
-            if not field.is_ragged or field.is_sparse:
-                raise BadParameter(f"{option}={name}: all rows of {name!r} have the same shape, so there is no length")
-            return field
-        ragged = [field for field in dataset.fields if not field.unreadable and field.is_ragged and not field.is_sparse]
-        found = [field for field in ragged if not field.is_text] or ragged
-        if len(found) != 1:
-            names = ", ".join(repr(field.name) for field in found)
-            has = f"has several fields of lists or text, {names}" if found else "has no field of lists or text"
-            raise BadParameter(f"dataset {dataset.name!r} {has}: name one with {option}=")
-        return found[0]
-
     def on_request(self, dataset: Dataset, field: Field) -> Lengths:
         """Number of items of each row, or of bytes of text, (rows,) int32.
 
@@ -162,6 +142,23 @@ class RowLengths:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         progress.expect(dataset.rows)
         self.of(dataset, dataset.field(request["field"]), progress)
+
+
+def listed_field(dataset: Dataset, option: str) -> str:
+    """Name of the only list field, or else of the only text field, whose lengths `option` needs.
+
+    Raises
+    ------
+    BadParameter
+        There are none, or several.
+    """
+    ragged = [field for field in dataset.fields if not field.unreadable and field.is_ragged and not field.is_sparse]
+    found = [field for field in ragged if not field.is_text] or ragged
+    if len(found) != 1:
+        names = ", ".join(repr(field.name) for field in found)
+        has = f"has several fields of lists or text, {names}" if found else "has no field of lists or text"
+        raise BadParameter(f"dataset {dataset.name!r} {has}: name one with {option}=")
+    return found[0].name
 
 
 def _are_known(field: Field) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ _MOST_RUNS = 1 << 22
 """Bound on the runs of a dataset, which take 16 bytes each."""
 
 _BLOCK = 1 << 20
-"""Rows of a large dataset that are looked at together."""
+"""Rows or samples that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,36 @@ class Windows:
         """Which of these rows are real, and not repeated; (k, …)."""
         real: Bools = self.rows(samples, offsets) == samples.reshape(-1, *[1] * offsets.ndim) + offsets
         return real
+
+    def meet(self, samples: npt.NDArray[Any], offsets: Int64s, marked: Bools) -> Bools:
+        """Which samples, (k,), have one of the marked rows at some offsets; (k,).
+
+        Parameters
+        ----------
+        offsets : (n,) int64
+            Ascending, without repeats.
+        marked : (rows,) bool
+            Of all rows of the dataset.
+        """
+        found = np.zeros(len(samples), bool)
+        if not marked.any():
+            return found
+        # before: (rows + 1,), the number of marked rows before each
+        before = np.zeros(len(marked) + 1, np.int64)
+        np.cumsum(marked, out=before[1:])
+        for begin in range(0, len(samples), _BLOCK):
+            block = samples[begin : begin + _BLOCK].astype(np.int64)
+            first, last = self.rows(block, offsets[[0, -1]]).T
+            left = np.flatnonzero(before[last + 1] > before[first])
+            if len(offsets) == offsets[-1] - offsets[0] + 1:
+                found[begin + left] = True
+                continue
+            # Only some of the rows between the first and the last are part of the sample.
+            for offset in offsets:
+                is_met = marked[self.rows(block[left], offset)]
+                found[begin + left[is_met]] = True
+                left = left[~is_met]
+        return found
 
 
 def runs_of(rows: RowSet | None, bounds: Int64s) -> tuple[Int64s, Int64s]:
@@ -129,7 +160,7 @@ def samples_in(starts: Int64s, ends: Int64s, spec: WindowsSpec, rows: int, what:
     BadParameter
         No run is long enough.
     """
-    low, high = spec.span if spec.ends == "drop" else (0, 0)
+    low, high = spec.needed
     first = starts - low
     stop = np.maximum(ends - high, first)
     counts = -((first - stop) // spec.sequence_stride)

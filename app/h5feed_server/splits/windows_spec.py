@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from h5feed.offsets import MAX_OFFSET, MAX_OFFSETS, Offsets, Taken, offsets_text, parse_offsets
 from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+Int64s = npt.NDArray[np.int64]
 
 MAX_OFFSETS_CHARS = 4096
 """Maximum length of the parameter ``offsets``."""
@@ -37,10 +41,11 @@ class WindowsSpec(BaseModel):
         "rows of a field under another name, which `fields` can name. Names are percent-encoded. Other fields have "
         "`sequence_length` rows, or the own row.",
     )
-    ends: Literal["drop", "pad"] = Field(
+    ends: Literal["drop", "pad", "pad_start", "pad_end"] = Field(
         "drop",
         description="Samples that reach over an end of their episode: `drop` them, or `pad` them with the first or "
-        "last row, and send `NAME.mask`, false for these.",
+        "last row, and send `NAME.mask`, false for these. `pad_start` and `pad_end` pad one end, and drop samples that "
+        "reach over the other.",
     )
     episode: str | None = Field(
         None,
@@ -74,9 +79,23 @@ class WindowsSpec(BaseModel):
         """Offsets of the other fields."""
         return 0 if self.sequence_length is None else tuple(range(0, self._reach + 1, self.sampling_rate))
 
+    def offsets_within(self, prefix: str) -> Int64s:
+        """The offsets of all fields whose names begin with `prefix`, (k,) int64; ascending, without repeats."""
+        named = [own.offsets for own in self.offsets_by_name.values() if own.field.startswith(prefix)]
+        return np.unique(
+            np.concatenate([np.atleast_1d(np.array(own, np.int64)) for own in (self.default_offsets, *named)])
+        )
+
     @property
     def _reach(self) -> int:
         return 0 if self.sequence_length is None else (self.sequence_length - 1) * self.sampling_rate
+
+    @property
+    def needed(self) -> tuple[int, int]:
+        """How far an episode has to reach from a sample's own row, so that the sample is not left out: the least and
+        the greatest offset, or 0 at an end that is padded."""
+        low, high = self.span
+        return 0 if self.ends in ("pad", "pad_start") else low, 0 if self.ends in ("pad", "pad_end") else high
 
     @property
     def span(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from h5feed.errors import TooLarge
 from h5feed.stored.byte_cache import ByteCache
 
 from ..batches.batcher import Batcher
+from ..batches.joins import Joined
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
@@ -21,6 +22,7 @@ from ..catalog.roles import is_dense
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..row_bits import RowSet
+from ..splits.joins_spec import JoinsSpec
 from ..splits.split_spec import FilteredSpec
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
@@ -73,16 +75,14 @@ class Statistics:
         self._max_job_bytes = max_job_bytes
         jobs.register(_KIND, "bytes", self._work)
 
-    def fields(self, dataset: Dataset, name: str | None) -> tuple[Field, ...]:
-        """The field of this name. With None, all fields that can be read.
+    def fields(self, joined: Joined, name: str | None) -> tuple[Field, ...]:
+        """The field of this name. With None, all fields of all joined datasets that can be read.
 
         Raises
         ------
         FieldNotFound, UnsupportedField
         """
-        if name is not None:
-            return (dataset.field(name),)
-        return tuple(field for field in dataset.fields if not field.unreadable)
+        return tuple(joined.source(one).field for one in (joined.names if name is None else [name]))
 
     def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> RowSet | None:
         """Ascending rows of a split that meet ``where``; None stands for all rows.
@@ -96,17 +96,36 @@ class Statistics:
         return self._batcher.split_jobs.rows(dataset, split, spec)
 
     def find(
-        self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec
+        self,
+        dataset: Dataset,
+        fields: Sequence[Field],
+        split: str,
+        spec: FilteredSpec,
+        joined: Joined | None = None,
     ) -> dict[str, FieldStats] | None:
-        """Cached statistics by field name; None if those of any field are missing."""
-        known = self.known(dataset, fields, split, spec)
+        """Cached statistics by field name; None if those of any field are missing.
+
+        Parameters
+        ----------
+        joined : Joined, optional
+            Datasets that are joined. Statistics of their fields are those of the partners of the rows of the split. If
+            the join is inner, rows without partners are left out.
+        """
+        known = self.known(dataset, fields, split, spec, joined)
         return known if len(known) == len(fields) else None
 
-    def known(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec) -> dict[str, FieldStats]:
-        """Cached statistics by field name, of those fields that have some."""
-        keys = _Keys(dataset, split, spec)
+    def known(
+        self,
+        dataset: Dataset,
+        fields: Sequence[Field],
+        split: str,
+        spec: FilteredSpec,
+        joined: Joined | None = None,
+    ) -> dict[str, FieldStats]:
+        """Cached statistics by field name, of those fields that have some. `joined` is as in `find`."""
+        keys = _Keys(dataset, split, spec, joined)
         found = {field.name: self._kept.find(keys.of(field.name).here) for field in fields}
-        for pack in _packs(dataset):
+        for pack in _packs(dataset, joined):
             missing = [name for name in pack if name in found and found[name] is None]
             if not missing:
                 continue
@@ -122,25 +141,40 @@ class Statistics:
             found[name] = self._stored(keys, name)
         return {name: FieldStats.load(data) for name, data in found.items() if data is not None}
 
-    def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
-        """Start a job that computes the missing statistics; see `Jobs.start`."""
+    def start(
+        self,
+        dataset: Dataset,
+        fields: Sequence[Field],
+        split: str,
+        spec: FilteredSpec,
+        result: str,
+        joined: Joined | None = None,
+    ) -> JobState:
+        """Start a job that computes the missing statistics; see `Jobs.start`. `joined` is as in `find`."""
         request = {
             **state_of(dataset),
             "fields": [field.name for field in fields],
             "split": split,
             "spec": _of_split(split, spec).model_dump(mode="json", exclude_defaults=True),
         }
+        if joined is not None:
+            request["joins"] = joined.pinned.model_dump(mode="json", exclude_defaults=True)
         return self._jobs.start(_KIND, request, result, dataset.names.key)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         split, spec = request["split"], FilteredSpec(**request["spec"])
-        fields = [dataset.field(name) for name in request["fields"]]
-        rows = self._batcher.splitter.rows(dataset, split, spec)
+        joined = self._batcher.joined(dataset, JoinsSpec(**request.get("joins", {})))
+        sources = {name: joined.source(name) for name in request["fields"]}
+        own = self._batcher.splitter.rows(dataset, split, spec)
+        if joined.inner:
+            own = joined.with_partners(own)
+        joined.check_complete(own)
+        rows = {name: joined.rows_of(source, own) for name, source in sources.items()}
         reader = self._batcher.reader
-        row_bytes = {field.name: _row_bytes(reader, field) for field in fields}
+        row_bytes = {name: _row_bytes(reader, source.field) for name, source in sources.items()}
         # Rows that were never written are not read, so they do not count.
-        counts = {field.name: WrittenRows(field.column, rows).count for field in fields}
+        counts = {name: WrittenRows(source.field.column, rows[name]).count for name, source in sources.items()}
         total = sum(counts[name] * each for name, each in row_bytes.items())
         if total > self._max_job_bytes:
             raise TooLarge(
@@ -148,19 +182,20 @@ class Statistics:
                 f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): request fewer fields or rows"
             )
         progress.expect(total)
-        for field in fields:
+        others = joined if joined.others else None
+        keys = _Keys(dataset, split, spec, others)
+        for source in sources.values():
             # Progress is that of the statistics alone.
-            self._batcher.transposing.ensure(field, lambda _: progress.advance(0))
-        keys = _Keys(dataset, split, spec)
+            self._batcher.transposing.ensure(source.field, lambda _: progress.advance(0))
         computed: set[str] = set()
 
         def compute(name: str) -> bytes:
             computed.add(name)
-            field, each = dataset.field(name), row_bytes[name]
+            field, each = sources[name].field, row_bytes[name]
             accumulated = scan(
                 reader,
                 subject_of(field),
-                rows,
+                rows[name],
                 self._threads,
                 lambda done: progress.advance(done * each),
                 progress.cancelled,
@@ -175,7 +210,7 @@ class Statistics:
             }
             return FieldStats(report, None if accumulated.mean_image is None else accumulated.mean_image.mean()).dump()
 
-        whole = [pack for pack in _packs(dataset) if all(name in counts for name in pack)]
+        whole = [pack for pack in _packs(dataset, others) if all(name in counts for name in pack)]
         for pack in whole:
             data = self._folder.get(keys.of_pack(pack).kept, partial(_packed, pack, compute))
             self._unpacked(keys, pack, data)
@@ -211,8 +246,10 @@ def _sized(data: bytes) -> tuple[bytes, int]:
     return data, len(data)
 
 
-def _packs(dataset: Dataset) -> list[tuple[str, ...]]:
+def _packs(dataset: Dataset, joined: Joined | None) -> list[tuple[str, ...]]:
     """Names of the fields whose results share a file, for each such file. They depend on the dataset alone."""
+    if joined is not None:
+        return []
     small = [
         field.name
         for field in dataset.fields
@@ -276,15 +313,22 @@ def _of_split(split: str, spec: FilteredSpec) -> FilteredSpec:
 class _Keys:
     """Names of results: equal if they are computed from the same rows."""
 
-    def __init__(self, dataset: Dataset, split: str, spec: FilteredSpec) -> None:
+    def __init__(self, dataset: Dataset, split: str, spec: FilteredSpec, joined: Joined | None) -> None:
         drawn = "" if split == "all" else spec.split_spec.model_dump_json()
         # As the fields understand the filter: one way to write it finds what another one has computed.
         kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
         self._dataset, self._after = dataset, f" {split} {drawn}{kept}"
+        self._joined = joined
 
     def of(self, field: str) -> Key:
         """Of the result of a field."""
-        return key_of(f"stats/{_VERSION}", self._dataset.name, self._dataset.names, field + self._after)
+        after, joined = self._after, self._joined
+        # Without partners, a row is left out of an inner join. Else, rows of the dataset itself are the same.
+        if joined is not None and (joined.inner or joined.source(field).partners is not None):
+            after += f" {joined.pinned.model_dump_json()}"
+        key = key_of(f"stats/{_VERSION}", self._dataset.name, self._dataset.names, field + after)
+        # Nothing on disk has a provisional name.
+        return key if joined is None or joined.is_settled else Key(key.here, lambda: None)
 
     def of_pack(self, pack: Sequence[str]) -> Key:
         """Of the file that the results of some fields share."""

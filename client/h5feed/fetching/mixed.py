@@ -23,7 +23,7 @@ from ..buffers import BufferPool
 from ..mixing import Mixing
 from ..order import BatchGrid
 from ..plan import BLOCK_BYTES, Plan
-from ..wire import DATA, INDICES, INDPTR, OFFSETS, Tensor
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT, Tensor
 from .leased import leased
 
 SOURCE = "__source__"
@@ -60,7 +60,8 @@ class SourcePlan:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of its batches by their own names, as they are handed out: dense, and unpacked."""
+        """The tensors of its batches by their own names, as they are handed out: unpacked, and sparse rows as one
+        tensor, as large as the dense one."""
         found = {tensor.name: tensor for tensor in self.plan.tensors}
         for name, columns in self.plan.frame.sparse.items():
             data, _, _ = (found.pop(name + suffix) for suffix in (DATA, INDICES, INDPTR))
@@ -68,6 +69,13 @@ class SourcePlan:
         for name, packing in self.plan.unpacking.items():
             found[name] = replace(found[name], dtype=np.dtype(packing.dtype))
         return found
+
+    def indices_of(self, name: str) -> np.dtype[Any] | None:
+        """Dtype of the column indices of a field, by its name in the mixture; None if its rows are not sparse."""
+        own = self.names.get(name)
+        if own not in self.plan.frame.sparse:
+            return None
+        return next(tensor.dtype for tensor in self.plan.tensors if tensor.name == f"{own}{INDICES}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +97,24 @@ class MixturePlan(Plan):
         return min(source.plan.block_bytes for source in self.sources)
 
     @cached_property
+    def csr(self) -> dict[str, int]:
+        """Fields that arrive as parts of sparse matrices, and their numbers of columns."""
+        first = self.sources[0]
+        sparse = {} if first.plan.dense else first.plan.frame.sparse
+        return {name: sparse[own] for name, own in first.names.items() if own in sparse}
+
+    @cached_property
+    def index_dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Dtype of the column indices of each of these fields."""
+        tensors = {tensor.name: tensor for tensor in self.tensors}
+        return {name: tensors[name + INDICES].dtype for name in self.csr}
+
+    @cached_property
     def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """Dtype and sample shape of each field whose rows do not differ in length."""
         left_out = {name + OFFSETS for name in self.flat} | self.flat
-        tensors = {tensor.name: tensor for tensor in self.tensors if not tensor.name.startswith("__")}
+        left_out |= {ROWS, WEIGHT, SOURCE, *(name + part for name in self.csr for part in (DATA, INDICES, INDPTR))}
+        tensors = {tensor.name: tensor for tensor in self.tensors}
         return {name: (one.dtype, one.shape[1:]) for name, one in tensors.items() if name not in left_out}
 
     @cached_property
@@ -141,8 +163,9 @@ class MixtureFetcher:
 
     def _empty(self, rows: int) -> _Mixed:
         kinds = {name: (dtype, (rows, *shape)) for name, (dtype, shape) in self._plan.kinds.items()}
+        lists = [*self._plan.flat, *(name + part for name in self._plan.csr for part in (DATA, INDICES))]
         return _Mixed(
-            leased(self._pool, kinds), np.empty(rows, np.int64), {name: [None] * rows for name in self._plan.flat}
+            leased(self._pool, kinds), np.empty(rows, np.int64), {name: [None] * rows for name in lists}, self._plan
         )
 
     def _fill(
@@ -194,6 +217,7 @@ class _Mixed:
     arrays: Arrays
     rows: Int64s
     lists: dict[str, list[Any]]
+    plan: MixturePlan
 
     def copy(self, batch: Batch, names: Mapping[str, str], rows: Int64s, at: Int64s) -> None:
         """Copy some rows of a batch of a source to these places."""
@@ -203,8 +227,12 @@ class _Mixed:
         self.rows[at] = batch.rows[taken]
         for name, array in self.arrays.items():
             array[at] = batch[names[name]][taken]
-        for name, lists in self.lists.items():
-            flat, offsets = batch[names[name]], batch[names[name] + OFFSETS]
+        parts = [(name, names[name], names[name] + OFFSETS) for name in self.plan.flat]
+        for name in self.plan.csr:
+            own = names[name]
+            parts += [(name + part, own + part, own + INDPTR) for part in (DATA, INDICES)]
+        for name, own, own_offsets in parts:
+            lists, flat, offsets = self.lists[name], batch[own], batch[own_offsets]
             for row, place in zip(rows.tolist(), at.tolist(), strict=True):
                 lists[place] = flat[offsets[row] : offsets[row + 1]]
 
@@ -221,7 +249,20 @@ class _Mixed:
         fields = dict(self.arrays)
         for name, lists in self.lists.items():
             fields[name] = np.concatenate(lists)
-            fields[name + OFFSETS] = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        for name in self.plan.flat:
+            fields[name + OFFSETS] = np.cumsum([0, *map(len, self.lists[name])], dtype=np.int64)
+        for name, dtype in self.plan.index_dtypes.items():
+            fields[name + INDICES] = fields[name + INDICES].astype(dtype, copy=False)
+            fields[name + INDPTR] = np.cumsum([0, *map(len, self.lists[name + DATA])], dtype=np.int64)
         if has_source:
             fields[SOURCE] = sources.copy()
-        return Batch(fields, self.rows, weight, index=index, epoch=epoch, revision=revision, source=sources.copy())
+        return Batch(
+            fields,
+            self.rows,
+            weight,
+            index=index,
+            epoch=epoch,
+            revision=revision,
+            source=sources.copy(),
+            sparse=self.plan.csr,
+        )

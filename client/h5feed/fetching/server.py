@@ -38,8 +38,7 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     parts = PartFetcher(client, path, plan)
     pieces = PieceFetcher(client, path, plan)
     placed = None
-    # Owners are asked for rows of one dataset.
-    if client.placement is not None and plan.frame.names and "join" not in plan.params:
+    if client.placement is not None and plan.frame.names:
         placed = PlacedFetcher(client, path, plan, fetcher(client, path, plan.of_fields([])))
 
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:

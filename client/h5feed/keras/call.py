@@ -51,6 +51,8 @@ class Fed(Protocol):
     _lock: threading.RLock
     _training: Stream
     _position: Position
+    _follow: bool
+    _rows: Any
     _meter: Meter
     _owner: Any
     _fitting: UnderWay | None
@@ -63,6 +65,7 @@ class Fed(Protocol):
     def _check_batches(self, method: Method | None) -> None: ...
     def _look(self, index: int, method: Method | None = None) -> tuple[Any, ...]: ...
     def _evaluated(self, index: int) -> tuple[Any, ...]: ...
+    def _begin_pass(self) -> None: ...
     def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None: ...
     def _next_of_training(self) -> tuple[Any, ...]: ...
     def _dealt(self, index: int) -> tuple[Any, ...]: ...
@@ -79,6 +82,8 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
         self._method: Method | None = None
         self._steps: int | None = None
         self._was_reset = False
+        self._rows: Any = None
+        """What the epoch began with: a sequence that follows a growing dataset may get other rows."""
         self._runs: dict[int, Run] = {}
         self._is_dealt = False
         self._trial: list[int] | None = None
@@ -110,6 +115,8 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             self._runs[id(caller)] = Run(0)
             return sequence._look(index, running_method(caller))
         if self._method != "fit":
+            if self._rows is not sequence._rows:
+                raise FeedError("another loop over this sequence has started, with more rows: make one for each loop")
             return sequence._evaluated(index)
         with sequence._lock:
             run = self._runs.get(id(caller)) or self._begin_run(caller)
@@ -180,6 +187,14 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
         first = internals.batches_ahead(iterator)
         # With steps_per_epoch, a run continues over several epochs.
         goes_on = bool(self._steps) and internals.is_amid_run(iterator)
+        if not goes_on:
+            sequence._begin_pass()
+            self._rows = sequence._rows
+            if sequence._follow and iterator is not None and not self._is_dealt:
+                batches = sequence._stream_of(method).batches - (sequence._position.batch if method == "fit" else 0)
+                internals.tell_batches(iterator, batches)
+                if not self._steps:
+                    internals.tell_steps(caller, batches)
         sequence._meter_of(method).begin_pass(first, goes_on=goes_on)
         if method == "fit" and not goes_on:
             sequence._meter.begin_demands()

@@ -120,6 +120,19 @@ def tell_batches(iterator: Any, batches: int) -> None:
     iterator._num_batches = batches
 
 
+def tell_steps(frame: FrameType, steps: int) -> None:
+    """Set the number of steps in an epoch for the callbacks of the running method, of which one shows progress."""
+    found = _method_frame(frame)
+    callbacks = None if found is None else found.f_locals.get("callbacks")
+    for callback in getattr(callbacks, "callbacks", ()):
+        if isinstance(getattr(callback, "params", None), dict):
+            callback.params["steps"] = steps
+        if isinstance(callback, keras.callbacks.ProgbarLogger):
+            callback.target = steps
+            if callback.progbar is not None:
+                callback.progbar.target = steps
+
+
 def trial_run(adapter: Any) -> Iterator[Any] | None:
     """A run over the batches in the order that `adapter` requests them; None if it has none to try."""
     run = getattr(adapter, "get_numpy_iterator", None)

@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import FeedError
 from ..loops.meter import Meter
 from ..loops.stream import Stream
 from .call import Run
@@ -28,6 +29,7 @@ class OwnLoop:
 
     epoch: int
     position: int
+    training: Stream
     before: Position | None = None
 
 
@@ -44,6 +46,9 @@ class OwnLoops:
     _is_dealt: bool
     _has_just_ended: bool
 
+    def _begin_pass(self) -> None:
+        raise NotImplementedError
+
     def _next_of_training(self) -> tuple[Any, ...]:
         raise NotImplementedError
 
@@ -53,21 +58,20 @@ class OwnLoops:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Loop over the pass number `epoch`, or over the rest of a resumed pass."""
         loop = self._begin_own_loop()
-        while loop.position < self._training.batches:
+        while loop.position < loop.training.batches:
             yield self._next_of(loop)
         if loop.before is not None:
             self._meter.end_pass()
 
     def __next__(self) -> tuple[Any, ...]:
         """The next batch of an endless loop over all passes."""
-        batches = self._training.batches
-        if not batches:
-            raise StopIteration
         with self._lock:
-            loop = self._endless
+            loop, batches = self._endless, self._training.batches
             goes_on = loop is not None and (loop is self._owner or (loop.before is None and self._is_fitting()))
             if loop is None or not goes_on or loop.epoch != self._position.epoch or loop.position == batches:
                 loop = self._endless = self._begin_own_loop()
+        if not loop.training.batches:
+            raise StopIteration
         return self._next_of(loop)
 
     def _is_fitting(self) -> bool:
@@ -78,12 +82,13 @@ class OwnLoops:
     def _begin_own_loop(self) -> OwnLoop:
         with self._lock:
             if self._is_fitting():
-                return OwnLoop(self._position.epoch, 0)
+                return OwnLoop(self._position.epoch, 0, self._training)
             self._leave_own_loop()
             self._is_dealt = False
+            self._begin_pass()
             before = copy(self._position)
             self._position.begin_loop()
-            loop = self._owner = OwnLoop(self._position.epoch, self._position.batch, before)
+            loop = self._owner = OwnLoop(self._position.epoch, self._position.batch, self._training, before)
             # An interrupted fit did not reset this.
             self._meter.run_ahead(False)
             self._meter.begin_pass()
@@ -102,6 +107,8 @@ class OwnLoops:
                 if loop.position == self._training.batches:
                     self._owner, self._has_just_ended = None, True
                 return arrays
+            if loop.training is not self._training:
+                raise FeedError("another loop over this sequence has started, with more rows: make one for each loop")
         # Another loop or fit has started: continue this one as looks.
         arrays = self._seen(loop.epoch, loop.position)
         loop.position += 1

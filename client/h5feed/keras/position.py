@@ -20,7 +20,9 @@ class Position:
     epoch, batch : int
         The next batch to deliver, and its pass.
     begun_at : tuple of int
-        Both at the start of the last ``fit``.
+        Both at the start of the last ``fit``, or when passes got another length after that.
+    earliest : int
+        Batches of this ``fit`` before `begun_at`.
 
     Not thread-safe.
     """
@@ -29,6 +31,8 @@ class Position:
         self.epoch, self.batch = epoch, 0
         self._batches = batches
         self.begun_at = (epoch, 0)
+        self.earliest = 0
+        self._given = 0
         self._placed = self._resumed = False
         """Whether the next loop starts at a set position, and whether that is in the middle of a pass."""
 
@@ -43,6 +47,11 @@ class Position:
         """Let the next loop start there."""
         self.epoch, self.batch = epoch, batch
         self._placed, self._resumed = True, batch > 0
+
+    def resize(self, batches: int) -> None:
+        """Let passes have so many batches from here on."""
+        self._batches = batches
+        self.begun_at, self.earliest = (self.epoch, self.batch), self._given
 
     def begin_loop(self) -> None:
         """Start a loop: over a new pass, or over the rest of a resumed one."""
@@ -61,10 +70,12 @@ class Position:
             self._resumed = True
         self.begin_loop()
         self.begun_at = (self.epoch, self.batch)
+        self.earliest = self._given = 0
 
     def advance(self) -> None:
         """A batch was delivered."""
         self.batch += 1
+        self._given += 1
         if self.batch == self._batches:
             self.end_pass()
 
@@ -73,7 +84,7 @@ class Position:
         self.epoch, self.batch = self.epoch + 1, 0
 
     def after(self, batches: int) -> tuple[int, int]:
-        """Pass and batch after `batches` batches of the current ``fit``."""
+        """Pass and batch after `batches` batches of the current ``fit``, `earliest` or more."""
         epoch, position = self.begun_at
-        passes, position = divmod(position + batches, max(1, self._batches))
+        passes, position = divmod(position + batches - self.earliest, max(1, self._batches))
         return epoch + passes, position

@@ -25,7 +25,7 @@ from ..errors import BadParameter, FeedError, RowOutOfRange
 from ..fetching.readahead import DEFAULT_READAHEAD
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
-from ..loops.loop import Loop
+from ..loops.loop import Loop, check_can_follow
 from ..loops.loop_options import check_dense, check_loop_options, divided, preparation_of
 from ..loops.meter import Meter
 from ..loops.passes import described, state_of
@@ -34,6 +34,7 @@ from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
 from ..options import RowOptions, split_options
 from ..plan import Plan
+from ..prepare import Preparation
 from ..samples import Samples
 from . import internals
 from .call import ASKED, Call, Run
@@ -88,6 +89,10 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         Maximum number of bytes fetched ahead; default 64 MiB.
     cache : path or RowCache, optional
         A local folder that keeps fetched rows: see `Dataset.cache`.
+    follow : bool
+        Start each pass with the rows that the dataset has then, for growing datasets: in ``fit``, each epoch, unless
+        ``steps_per_epoch`` divides the pass. ``evaluate`` and ``predict`` have the rows of the training pass that is
+        under way, else those of now. The number of batches may differ from pass to pass.
     shard : int or ``"auto"``
         The share of each step that this process takes. ``"auto"``: the rank from JAX (`keras.distribution`),
         `torch.distributed`, or ``RANK`` and ``WORLD_SIZE``. Every shard has the same number of batches.
@@ -135,6 +140,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        follow: bool = False,
         verbose: bool = True,
         workers: int | None = None,
         use_multiprocessing: bool = False,
@@ -145,34 +151,62 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
         given: dict[str, Any] = dict(options)
-        self._dataset = dataset = dataset.joined_by(given)
-        order, preparing = divided(dataset, given)
-        check_dense(order, "Keras")
+        dataset = dataset.joined_by(given)
+        self._follow, self._given = follow, given
+        self._batching: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+        if connections is None and workers is not None and workers > 1:
+            connections = workers
+        self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
+        self._batches_ahead = max_queue_size
+        self._meter, self._ordered_meter = Meter(), Meter()
+        order = self._begin(dataset)
         self.shard, self.shards = int(order.get("shard") or 0), int(order.get("shards") or 1)
-        self._prepare = preparation_of(dataset, split, order, preparing, seed)
+        if follow:
+            check_can_follow(dataset, order, cache)
+        self._lock = threading.RLock()
+        self._position = Position(epoch, self._training.batches)
+        self._begin_anew()
+        tell_after_fork(self)
+        if verbose and self.shard == 0:
+            print(self._rows.found(self._ordered.plan), flush=True)
+
+    def _begin(self, dataset: Samples, before: Preparation | None = None) -> dict[str, Any]:
+        """Read this dataset from now on. Returns the options of its order."""
+        order, preparing = divided(dataset, self._given)
+        check_dense(order, "Keras")
+        split, shuffle, seed = (self._batching[name] for name in ("split", "shuffle", "seed"))
+        prepare = preparation_of(dataset, split, order, preparing, seed)
+        if before is not None:
+            prepare.check_prepares_as(before)
         of_split = split_options(order)
-        order |= {"batch_size": batch_size, "seed": seed, "fields": self._prepare.fields}
+        order |= {"batch_size": self._batching["batch_size"], "seed": seed, "fields": prepare.fields}
         only_training = _ONLY_TRAINING if "stratify" in of_split else (*_ONLY_TRAINING, "stratify")
         in_order = {name: value for name, value in order.items() if name not in only_training}
         plan, plan_in_order = dataset.plan(split, shuffle=shuffle, **order), dataset.plan(split, **in_order)
-        if connections is None and workers is not None and workers > 1:
-            connections = workers
-        if readahead is None and max_queue_size is not None:
-            readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
-        ahead = readahead or DEFAULT_READAHEAD
-        fetching = {"connections": connections, "readahead": ahead, "cache": cache}
-        self._meter, self._ordered_meter = Meter(), Meter()
+        ahead = self._fetching["readahead"]
+        if ahead is None and self._batches_ahead is not None:
+            ahead = max(1, self._batches_ahead) * max(1, plan.batch_bytes)
+        ahead = ahead or DEFAULT_READAHEAD
+        fetching = {**self._fetching, "readahead": ahead}
+        self._dataset, self._prepare = dataset, prepare
         self._training = Stream(dataset, plan, {**fetching, "waits": self._meter.waits})
         self._ordered = Stream(dataset, plan_in_order, {**fetching, "waits": self._ordered_meter.waits})
         few = {"readahead": max(1, min(ahead, max(ahead // 4, 4 * plan.batch_bytes)))}
         self._looks = Looks(dataset, plan, {**fetching, **few})
-        self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
-        self._lock = threading.RLock()
-        self._position = Position(epoch, plan.batches)
-        self._begin_anew()
-        tell_after_fork(self)
-        if verbose and self.shard == 0:
-            print(self._rows.found(plan_in_order), flush=True)
+        self._rows = OrderedRows(dataset, split, in_order, of_split, prepare)
+        return order
+
+    def _take_from(self, dataset: Samples) -> None:
+        before = (self._training, self._ordered, self._looks)
+        self._begin(dataset, self._prepare)
+        for one in before:
+            one.close()
+        self._position.resize(self._training.batches)
+
+    def _begin_pass(self) -> None:
+        """Take the rows that the dataset has now, if the sequence follows it and is not amid a training pass."""
+        if self._follow and not self._position.batch:
+            self._catch_up()
 
     def _begin_anew(self) -> None:
         self._owner: Run | OwnLoop | None = None
@@ -313,6 +347,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         """The state after training on `batches` batches of the current ``fit``."""
         with self._lock:
             self._check_told()
+            if batches < self._position.earliest:
+                raise BadParameter(f"batches={batches} ended in an earlier pass, which had other rows")
             return state_of(self._dataset, self.plan, *self._position.after(batches))
 
     def _check_told(self) -> None:
@@ -392,6 +428,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
             self._leave_own_loop()
             if not has_ended:
                 self._position.end_pass()
+            self._begin_pass()
 
     def _check_trained(self, caller: FrameType) -> bool:
         """Whether Keras is the caller. Refuses training if the adapter did not accept the `Call`."""
@@ -404,6 +441,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         self._leave_own_loop()
         self._position.begin_fit(initial_epoch, steps)
         self._is_dealt = is_dealt
+        if is_dealt and self._follow:
+            raise FeedError(f"{internals.DEALT}. With follow=True, they would have different rows. {internals.ADVICE}")
         if is_dealt and self._position.batch:
             raise FeedError(f"{internals.DEALT}. It cannot resume at batch {self._position.batch}. {internals.ADVICE}")
 

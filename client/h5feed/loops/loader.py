@@ -9,11 +9,12 @@ from copy import copy
 from typing import Any, Unpack
 
 from ..cache import RowCache
-from ..errors import BadParameter, BatchOutOfRange
+from ..errors import BatchOutOfRange
 from ..forks import tell_after_fork
 from ..net.trace import clock
 from ..options import RowOptions
 from ..plan import Plan
+from ..prepare import Preparation
 from ..samples import Samples
 from .loop import Loop, check_can_follow
 from .loop_options import check_loop_options, divided, preparation_of
@@ -80,12 +81,10 @@ class Loader(Loop):
         **options: Unpack[RowOptions],
     ) -> None:
         check_loop_options(options, Loader.__init__)
-        if follow:
-            check_can_follow(dataset)
-        if follow and isinstance(cache, RowCache):
-            raise BadParameter("follow=True: a RowCache is of one revision: pass the path of its folder")
         given: dict[str, Any] = dict(options)
         dataset = dataset.joined_by(given)
+        if follow:
+            check_can_follow(dataset, divided(dataset, given)[0], cache)
         self._follow = follow
         self._options = given
         self._order: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
@@ -104,12 +103,15 @@ class Loader(Loop):
         tell_after_fork(self)
 
     def _take_from(self, dataset: Samples) -> None:
-        self._stream.close()
-        self._begin(dataset)
+        stream = self._stream
+        self._begin(dataset, self._prepare)
+        stream.close()
 
-    def _begin(self, dataset: Samples) -> None:
+    def _begin(self, dataset: Samples, before: Preparation | None = None) -> None:
         order, preparing = divided(dataset, self._options)
         prepare = preparation_of(dataset, self._order["split"], order, preparing, self._order["seed"])
+        if before is not None:
+            prepare.check_prepares_as(before)
         plan = dataset.plan(**self._order, fields=prepare.fields, **order)
         self._dataset, self._prepare = dataset, prepare
         self._stream = Stream(dataset, plan, self._fetching)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from ..cache import RowCache
 from ..errors import BadParameter
 from ..lineage import Source, source_of_plan
 from ..plan import Plan
@@ -19,10 +20,23 @@ from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
 
 
-def check_can_follow(samples: Samples) -> None:
-    """Raise `BadParameter` if these are the samples of several datasets."""
+def check_can_follow(samples: Samples, order: Mapping[str, Any], cache: Any = None) -> None:
+    """Check that each pass of a loop can begin with the rows that there are then.
+
+    Raises
+    ------
+    BadParameter
+        These are the samples of several datasets, or one of several shards, or a cache is of one revision.
+    """
     if not isinstance(samples, RemoteDataset):
         raise BadParameter(f"follow=True is for loops over one dataset, not over {samples.name!r}")
+    if int(order.get("shards") or 1) > 1:
+        raise BadParameter(
+            f"follow=True with shards={order['shards']}: the processes would not agree on the rows of a pass. Let "
+            "one of them choose a revision for each pass, and open it in all with feed.dataset(name, revision)"
+        )
+    if isinstance(cache, RowCache):
+        raise BadParameter("follow=True: a RowCache is of one revision: pass the path of its folder")
 
 
 class Loop(ABC):
@@ -102,10 +116,8 @@ class Loop(ABC):
         ------
         Preparing, ReadTimeout
         BadParameter
-            These are the samples of several datasets.
+            The weights of a mixture are a function, which a record cannot have.
         """
-        if not isinstance(self._dataset, RemoteDataset):
-            raise BadParameter(f"there is a record of each dataset, not of {self._dataset.name!r}: use its sources")
         return source_of_plan(self._dataset, self.plan)
 
     def set_epoch(self, epoch: int) -> None:
@@ -124,11 +136,16 @@ class Loop(ABC):
 
     def _catch_up(self) -> None:
         """Take the next pass from the dataset as it is now."""
+        now = self._grown()
+        if now.revision != self._dataset.revision:
+            self._take_from(now)
+
+    def _grown(self) -> RemoteDataset:
+        """The dataset as it is now."""
         assert isinstance(self._dataset, RemoteDataset)
         now = self._dataset.at()
         # Of several servers, one may not know the last rows yet.
-        if now.rows >= self._dataset.rows and now.revision != self._dataset.revision:
-            self._take_from(now)
+        return now if now.rows >= self._dataset.rows else self._dataset
 
     def _return_to(self, state: Mapping[str, Any]) -> None:
         """Take the rest of a pass from the dataset as it was then."""

@@ -12,12 +12,6 @@ from ..samples import Samples
 
 STATE_VERSION = 1
 
-_NOT_ORDER = (
-    *("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards"),
-    *("pad", "max_length", "truncate", "bucket_group"),
-)
-"""Parameters that may change when a pass is resumed. The rows of a step (batch_size × shards) may not."""
-
 
 def described(dataset: Samples, plan: Plan) -> str:
     """A readable description of a plan: its rows and batches."""
@@ -46,7 +40,7 @@ def state_of(dataset: Samples, plan: Plan, epoch: int, delivered: int) -> dict[s
         "version": STATE_VERSION,
         "dataset": dataset.name,
         "revision": dataset.revision,
-        "spec": _spec(plan),
+        "spec": plan.order,
         "step_rows": _step_rows(plan),
         "epoch": epoch,
         "delivered": delivered,
@@ -76,7 +70,7 @@ def position_in(state: Mapping[str, Any], dataset: Samples, plan: Plan) -> tuple
         raise BadParameter(f"the state has version {version!r}, but this h5feed reads version {STATE_VERSION}")
     if revision != dataset.revision:
         _check_same(dataset, str(state.get("dataset")), str(revision), epoch)
-    here = _spec(plan)
+    here = plan.order
     for name in sorted(spec.keys() | here.keys()):
         if spec.get(name) != here.get(name):
             raise BadParameter(f"the state was saved with {name}={spec.get(name)}, but here {name}={here.get(name)}")
@@ -105,12 +99,6 @@ def _check_same(dataset: Samples, name: str, revision: str, epoch: int) -> None:
             f"the state was saved with {name!r}, revision {revision}, but this is {dataset.name!r}, "
             f"revision {dataset.revision}{why}: restart the pass with set_epoch({epoch}), or serve the original data"
         ) from None
-
-
-def _spec(plan: Plan) -> dict[str, Any]:
-    spec = {name: value for name, value in sorted(plan.params.items()) if name not in _NOT_ORDER}
-    # In any order, the same rows; and JSON has no tuples.
-    return spec | {name: sorted(spec[name]) for name in ("where", "join") if name in spec}
 
 
 def _step_rows(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,16 +14,19 @@ from typing import Any, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from .. import lineage
 from ..batch import Batch
 from ..blocks import Fetch, blocks_from
 from ..buffers import BufferPool
 from ..cache import RowCache
+from ..crops import Crops
 from ..dataset import Dataset
 from ..errors import BadParameter, RevisionChanged
 from ..fetching.laying_out import laid_out_fetch
 from ..fetching.mixed import SOURCE, MixtureFetcher, MixturePlan, SourcePlan
 from ..fetching.readahead import ReadAhead, read_ahead
 from ..mixing import Mixing, Parts, Stop, tempered, units_of
+from ..net import jobs
 from ..net.balancing import ReplicaStats
 from ..offsets import renamed
 from ..options import OrderOptions, SplitOptions
@@ -31,9 +35,12 @@ from ..plan import Plan, names_of, parameter, tail_of
 from ..ragged import OPTIONS, layout_of
 from ..suggestions import check_options, no_field
 from ..trainable import Trainable
-from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
-from .sources import DENSE, Source, check_not_put_together, common_fields
+from ..wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT, Tensor
+from .sources import Source, check_not_put_together, common_fields
 from .weights import Schedule
+
+_OF_READING = ("fields", "seed", "shuffle")
+"""Options of sources that follow from those of the mixture."""
 
 _OWN_OPTIONS = ("shard", "shards", "last", "fields", "epoch", "epoch_rows", *OPTIONS)
 """Options that are those of the mixture, and not passed on to its sources."""
@@ -119,18 +126,21 @@ class Mixture(Trainable):
         return tuple(one for dataset in clients.values() for one in dataset.replicas)
 
     def joined_by(self, options: dict[str, Any]) -> Self:
-        """Not for mixtures: their sources are joined one by one.
+        """A mixture whose sources are joined, each with the datasets of this name on its own server.
 
         Raises
         ------
-        BadParameter
+        DatasetNotFound, RevisionChanged, BadParameter
         """
-        for option in ("join", "how"):
-            if options.pop(option, None) is not None:
-                raise BadParameter(
-                    f"{option}= is of one dataset: mix datasets that are joined, with dataset.join('OTHER')"
-                )
-        return self
+        others, how = options.pop("join", None), options.pop("how", None)
+        if others is None and how is None:
+            return self
+        listed = [others] if isinstance(others, str) else list(others or ())
+        joined = [source.joined(listed, how) for source in self._sources]
+        return type(self)(joined, self._shares, self._mixed, self._stop, self._epoch_rows)
+
+    def crops(self, asked: Mapping[str, Any]) -> Crops | None:
+        return None if asked.get("crop") is None else self._sources[0].crops(asked)
 
     def named_weights(self, weights: str | npt.ArrayLike) -> str:
         """The name of a field of weights.
@@ -157,11 +167,12 @@ class Mixture(Trainable):
         """
         check_options(options, self.plan, OrderOptions.__annotations__)
         given: dict[str, Any] = dict(options)
-        self.joined_by(given)
+        if "join" in given or "how" in given:
+            return self.joined_by(given).plan(split, batch_size=batch_size, **given)
         if (weights := options.get("weights")) is not None:
             self.named_weights(weights)
-        if options.get("sparse") not in (None, "dense"):
-            raise BadParameter(f"sparse={options['sparse']!r}: {DENSE}")
+        if options.get("sparse") not in (None, "dense", "csr"):
+            raise BadParameter(f"sparse={options['sparse']!r} must be 'dense' or 'csr'")
         check_not_put_together(given)
         if options.get("epoch_rows") is not None:
             raise BadParameter("epoch_rows= is an option of mix(): the loops of a mixture have the same epochs")
@@ -193,6 +204,7 @@ class Mixture(Trainable):
             grid=grid,
             sources=sources,
             layout=layout,
+            asked=dict(options),
         )
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
@@ -203,6 +215,9 @@ class Mixture(Trainable):
         BatchOutOfRange
         """
         check_options(options, self.batch, OrderOptions.__annotations__)
+        if "join" in options or "how" in options:
+            given: dict[str, Any] = dict(options)
+            return self.joined_by(given).batch(index, split=split, batch_size=batch_size, **given)
         plan = self.plan(split, batch_size=batch_size, **options)
         plan.grid.size(index)
         reading = self.read_passes(plan, int(options.get("epoch") or 0), index, index + 1, connections=1)
@@ -280,6 +295,61 @@ class Mixture(Trainable):
             f"as those of mixture.sources[{self._sources[0].name!r}].stats({split!r}, field=…)"
         )
 
+    def source(
+        self,
+        split: str = "all",
+        *,
+        batch_size: int = 32,
+        timeout: float = jobs.TIMEOUT,
+        **options: Unpack[OrderOptions],
+    ) -> lineage.Source:
+        """The record of an order, to log with a training run: see `Dataset.source`.
+
+        Raises
+        ------
+        Preparing, ReadTimeout
+        BadParameter
+            The weights are a function, which a record cannot have.
+        """
+        given: dict[str, Any] = dict(options)
+        samples = self.joined_by(given)
+        plan = samples.plan(split, batch_size=batch_size, **given)
+        return samples.recorded(plan, {**given, "batch_size": batch_size}, timeout)
+
+    def recorded(self, plan: Plan, options: Mapping[str, Any], timeout: float) -> lineage.Source:
+        assert isinstance(plan, MixturePlan)
+        mix: dict[str, Any] = {
+            "mixed": self._mixed,
+            "stop": self._stop,
+            "epoch_rows": self._epoch_rows,
+            "fields": {source.name: source.renamed for source in self._sources if source.renamed},
+            "options": {one.name: lineage.recorded_options(one.options) for one in self._sources if one.options},
+        }
+        if self._shares is None:
+            mix["round_robin"] = True
+        elif isinstance(self._shares, float):
+            mix["temperature"] = self._shares
+        elif isinstance(self._shares, Schedule):
+            mix["weights"] = {str(epoch): list(parts) for epoch, parts in self._shares.table.items()}
+        else:
+            mix["weights"] = list(self._shares)
+        records = {}
+        for source, of_source in zip(self._sources, plan.sources, strict=True):
+            own = of_source.plan
+            asked = {name: value for name, value in own.asked.items() if name not in _OF_READING}
+            records[source.name] = lineage.source_of(source.dataset, own.params["split"], asked, timeout)
+        return lineage.Source(
+            url=",".join(dict.fromkeys(record.url for record in records.values())),
+            dataset=self.name,
+            revision="+".join(record.revision for record in records.values()),
+            split=plan.params["split"],
+            options=lineage.recorded_options(options),
+            rows=sum(record.rows for record in records.values()),
+            digest=_digest([mix, *([name, record.rows, record.digest] for name, record in records.items())]),
+            fields={name: about for name, about in lineage.described_fields(self).items() if name != SOURCE},
+            mixture={"sources": {name: record.record() for name, record in records.items()}, "mix": mix},
+        )
+
     def _chosen(self, options: Mapping[str, Any]) -> list[str]:
         """Names of the requested fields.
 
@@ -338,10 +408,7 @@ class Mixture(Trainable):
             weights = parts.described if isinstance(parts, Schedule) else json.dumps(parts)
         of_sources = []
         for source, of_source in zip(self._sources, sources, strict=True):
-            own = {**of_source.plan.params}
-            for name in ("revision", "fields", "encoded", "batch_size", "seed", "epoch"):
-                own.pop(name, None)
-            of_sources.append([source.name, own])
+            of_sources.append([source.name, {**of_source.plan.order, "seed": None}])
         params = {
             "split": split,
             "shuffle": parameter(bool(options.get("shuffle"))),
@@ -383,8 +450,24 @@ class Mixture(Trainable):
             first = found[0]
             if first is None or kinds[0] is None:
                 continue
+            csr = [None if one.plan.dense else one.indices_of(name) for one in sources]
+            if any(dtype is not None for dtype in csr):
+                if None in csr:
+                    raise BadParameter(
+                        f"sparse='csr': the rows of {name!r} are sparse in some sources only: use 'dense'"
+                    )
+                index = max((dtype for dtype in csr if dtype is not None), key=lambda dtype: dtype.itemsize)
+                tensors.append(Tensor(name + DATA, first.dtype, (0,)))
+                tensors.append(Tensor(name + INDICES, index, (0,)))
+                tensors.append(Tensor(name + INDPTR, np.dtype("<i8"), (batch_size + 1,)))
+                continue
             is_flat = kinds[0][2]
             tensors.append(replace(first, name=name, shape=first.shape if is_flat else (batch_size, *first.shape[1:])))
             if is_flat:
                 tensors.append(Tensor(name + OFFSETS, np.dtype("<i8"), (batch_size + 1,)))
         return tuple(tensors)
+
+
+def _digest(content: Any) -> str:
+    """Digest of values that JSON has, 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from ..crops import Crops
 from ..dataset import Dataset
 from ..errors import BadParameter
 from ..fetching.mixed import MOST_SOURCE_ROWS, SOURCE, SOURCE_BATCH_BYTES, SourcePlan
@@ -14,16 +17,13 @@ from ..offsets import MASK, Taken, offsets_of, offsets_text, renamed
 from ..plan import conditions, names_of
 from ..ragged import OPTIONS
 from ..suggestions import no_field
+from ..wire import CROP
 
-_FIELD_OPTIONS = ("encoded", "stratify", "group", "weights", "episode", "offsets")
+_FIELD_OPTIONS = ("encoded", "crop_fields", "stratify", "group", "weights", "episode", "offsets")
 """Options that name fields. Conditions of ``where`` name those of the sources."""
 
 _OF_ONE_DATASET = ("bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong")
 """Options that put several rows of one dataset together, by their lengths."""
-
-_CROPS = ("crop", "crop_fields", "crop_at")
-
-DENSE = "mixtures have dense arrays, sparse='dense'"
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,21 @@ class Source:
     names: Mapping[str, str]
     options: Mapping[str, Any]
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The new names of fields, as `h5feed.mix` takes them."""
+        return {own: name for name, own in self.names.items() if name != own}
+
     def plan(self, split: str, fields: Sequence[str], options: Mapping[str, Any]) -> SourcePlan:
         """How it is read."""
         chosen: dict[str, Any] = {"split": split, **options}
         for option in _FIELD_OPTIONS:
             if chosen.get(option) is not None and option not in self.options:
-                chosen[option] = self._with_own_names(option, chosen[option])
+                chosen[option] = self.with_own_names(option, chosen[option])
         if conditions(chosen.get("where")) and "where" not in self.options:
             self._check_names_in_conditions()
         chosen |= self.options
-        # Rows are mixed as arrays.
-        chosen["sparse"] = "dense"
+        chosen["sparse"] = chosen.get("sparse") or "dense"
         names = {**self.names, **{name: name for name in renamed(options)}}
         own_fields = [names[name] for name in fields]
         one = self.dataset.plan(**chosen, fields=own_fields, batch_size=1)
@@ -62,15 +66,32 @@ class Source:
         rows = max(1, min(MOST_SOURCE_ROWS, SOURCE_BATCH_BYTES // max(1, one.batch_bytes)))
         plan = self.dataset.plan(**chosen, fields=own_fields, batch_size=rows)
         masks = {name + MASK: names[name] + MASK for name in fields if names[name] + MASK in plan.frame.masks}
-        return SourcePlan(plan, names | masks)
+        starts = {CROP: CROP} if CROP in plan.frame.tensors else {}
+        return SourcePlan(plan, names | masks | starts)
 
-    def _with_own_names(self, option: str, value: Any) -> Any:
+    def joined(self, others: Sequence[str], how: Literal["inner"] | None) -> Source:
+        """This source with the fields of other datasets of its server, under their own names."""
+        dataset = self.dataset.join(*others, how=how)
+        added = {name: name for name in dataset.fields if name not in self.dataset.fields}
+        for name in added:
+            if name in self.names:
+                raise BadParameter(f"join=: the source {self.name!r} has a field {name!r} already")
+        return replace(self, dataset=dataset, names={**self.names, **added})
+
+    def crops(self, asked: Mapping[str, Any]) -> Crops | None:
+        """`Samples.crops` of its rows, by the names in the mixture."""
+        own = {option: self.with_own_names(option, asked[option]) for option in ("crop_fields",) if asked.get(option)}
+        fields = {self.names.get(name, name): name for name in names_of(asked.get("fields"))}
+        found = self.dataset.crops({**asked, **own, "fields": list(fields)})
+        return None if found is None else found._replace(fields=tuple(fields[name] for name in found.fields))
+
+    def with_own_names(self, option: str, value: Any) -> Any:
         """The value of an option, with the dataset's own names of the fields that it names."""
 
         def own(name: str) -> str:
             return self.names.get(name, name)
 
-        if option == "encoded":
+        if option in ("encoded", "crop_fields"):
             return [own(name) for name in names_of(value)]
         if option != "offsets":
             return own(value)
@@ -168,9 +189,7 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
                 f"options: the source {source!r} has {option}=: join the dataset before you mix it, with "
                 "dataset.join('OTHER')"
             )
-    if options.get("sparse") not in (None, "dense"):
-        raise BadParameter(f"options: the source {source!r} has sparse={options['sparse']!r}: {DENSE}")
-    for option in OPTIONS:
+    for option in ("crop", "sparse", *OPTIONS):
         if options.get(option) is not None:
             raise BadParameter(f"options: the source {source!r} has {option}=: give it to the loop, for all sources")
     check_not_put_together(options)
@@ -181,9 +200,6 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
 
 def check_not_put_together(options: Mapping[str, Any]) -> None:
     """Raise `BadParameter` for options that mixtures do not have."""
-    for option in _CROPS:
-        if options.get(option) is not None:
-            raise BadParameter(f"{option}=: mixtures have whole rows: crop them with transform=")
     for option in _OF_ONE_DATASET:
         if options.get(option) is not None:
             raise BadParameter(
@@ -203,8 +219,10 @@ def _common_field(name: str, sources: Sequence[Source]) -> Field:
     having = {source.name: source.dataset.fields[source.names[name]] for source in sources if name in source.names}
     first_source, first = next(iter(having.items()))
     lacking = [source for source in sources if name not in source.names]
-    # Sparse rows are mixed as dense arrays.
-    found = replace(first, name=name, index_dtype=None)
+    # Column indices may be integers of different size. Rows that are sparse in some sources are mixed as dense arrays.
+    kinds = {one.index_dtype for one in having.values()}
+    widest = None if None in kinds else max(kinds, key=lambda kind: np.dtype(kind).itemsize)
+    found = replace(first, name=name, index_dtype=widest)
     if lacking:
         return replace(
             found,

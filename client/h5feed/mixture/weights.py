@@ -47,6 +47,22 @@ class Schedule:
             return f"by a function, at first {list(self(0))}"
         return json.dumps({str(epoch): self(epoch) for epoch in sorted(self.given)})
 
+    @property
+    def table(self) -> dict[int, Parts]:
+        """The weights as a table.
+
+        Raises
+        ------
+        BadParameter
+            They are a function.
+        """
+        if callable(self.given):
+            raise BadParameter(
+                "weights that a function gives cannot be recorded: give a table of the epochs, such as "
+                "weights={epoch: function(epoch) for epoch in range(100)}"
+            )
+        return {epoch: self(epoch) for epoch in sorted(self.given)}
+
 
 def checked_weights(names: tuple[str, ...], weights: Weights, what: str, *, may_be_zero: bool = False) -> Parts:
     """Weights as integers, in the order of the sources.

@@ -183,6 +183,30 @@ class Labels:
         order = np.argsort(values).astype(np.int64)
         return values[order], order
 
+    def check_numbered_as(self, before: Labels) -> None:
+        """Check that added rows have not changed what targets mean.
+
+        Raises
+        ------
+        BadParameter
+            A class has another number than `before`, or one-hot rows another length.
+        """
+        if self._chosen is not None or self._mode == "raw":
+            return
+        what = ""
+        if self._is_text or self._mode == "binary":
+            pairs = enumerate(zip(before.values, self.values, strict=False))
+            what = next(
+                (f"class {number} was {one!r} and is {now!r}" for number, (one, now) in pairs if one != now), ""
+            )
+        if not what and self._mode == "categorical" and not self._is_wide and before.count != self.count:
+            what = f"one-hot rows had {before.count} numbers and have {self.count}"
+        if what:
+            raise BadParameter(
+                f"the dataset has other rows than before, with other classes of {self.name!r}: {what}. Give classes=, "
+                "which numbers them once and for all, or make a new loop"
+            )
+
     @property
     def given(self) -> str:
         """Description of the targets of classes."""

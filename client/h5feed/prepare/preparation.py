@@ -241,6 +241,16 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
+    def check_prepares_as(self, before: Preparation) -> None:
+        """Check that targets mean the same as those that `before` made of earlier rows.
+
+        Raises
+        ------
+        BadParameter
+        """
+        for name, labels in self._labels.items():
+            labels.check_numbered_as(before._labels[name])
+
     def _check_scaled(self, options: Mapping[str, Any], known: Collection[str]) -> None:
         """Raise `BadParameter` if an option of scaling names no field, or would have no effect on padded rows."""
         for option, value in options.items():
