@@ -122,7 +122,7 @@ class Services:
         batcher = Batcher(settings, catalog, reader, folder, jobs, partners)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
-        checks = Checker(catalog, reader, folder, jobs, settings.read_timeout, settings.max_job_bytes)
+        checks = Checker(catalog, batcher, folder, jobs, settings.read_timeout, settings.max_job_bytes)
         traffic = Traffic(folder.path / "traffic", lambda: reader.decoded_bytes)
         pool = BodyPool(settings.inflight_bytes)
 

@@ -182,6 +182,12 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Seconds without requests after which a worker empties its caches."
     )
     disk_cache_bytes: int = Field(4 << 30, ge=0, description="Maximum size of the cache folder, in bytes.")
+    transposed_bytes: int = Field(
+        16 << 30,
+        ge=0,
+        description="Disk space in the cache folder for copies by rows of sparse matrices that are stored by columns, "
+        "in bytes; 0: such matrices are not served.",
+    )
     open_files: int = Field(128, ge=1, description="HDF5 files kept open, per worker.")
     request_threads: int = Field(16, ge=1, description="Requests processed at the same time, per worker.")
     readers: int = Field(

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5feed
 import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, build, preview
 
@@ -120,6 +122,28 @@ def _observations(file: h5py.File) -> None:
         column["codes"], column["categories"] = (np.arange(40) % len(names)).astype("i1"), np.array(names, "S")
 
 
+def _sparse(file: h5py.File, kind: str) -> None:
+    """AnnData with matrices by rows or columns, in which rows and columns without values occur."""
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    dense = RANDOM.integers(0, 9, (40, 30)) * (RANDOM.random((40, 30)) < 0.2)
+    dense[[0, 7, 39]], dense[:, 4] = 0, 0
+    for name, values in (("X", dense.astype("f4")), ("layers/counts", dense.T.reshape(40, 30).astype("u2"))):
+        matrix = scipy.sparse.csr_matrix(values).asformat(kind)
+        group = file.create_group(name)
+        group.attrs.update({"encoding-type": f"{kind}_matrix", "encoding-version": "0.1.0", "shape": matrix.shape})
+        group["data"], group["indices"], group["indptr"] = matrix.data, matrix.indices, matrix.indptr
+    file["obs/_index"] = np.array([f"c{row}" for row in range(40)], "S")
+    file["obs/cell_type"] = np.arange(40) % 3
+
+
+def _sparse_by_rows(file: h5py.File) -> None:
+    _sparse(file, "csr")
+
+
+def _sparse_by_columns(file: h5py.File) -> None:
+    _sparse(file, "csc")
+
+
 WRITERS: list[Callable[[h5py.File], None]] = [
     _rows_are_the_last_axis,
     _rows_are_the_first_axis,
@@ -132,6 +156,8 @@ WRITERS: list[Callable[[h5py.File], None]] = [
     _virtual,
     _observations,
     _no_values,
+    _sparse_by_rows,
+    _sparse_by_columns,
 ]
 
 
@@ -143,7 +169,8 @@ def _seen(feed: h5feed.Feed) -> tuple[Any, dict[str, Any]]:
     # Of the label and others; the enum's names among them.
     enums = {field["name"]: field["enum"] for field in dataset.info["fields"] if field["readable"]}
     batch = dataset.take(np.arange(dataset.rows), fields=list(fields))
-    return (fields, dataset.class_names, splits, enums, dataset.rows), {name: batch[name] for name in fields}
+    # Of sparse fields, these are their parts.
+    return (fields, dataset.class_names, splits, enums, dataset.rows), dict(batch)
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -165,6 +192,29 @@ def test_what_is_built_is_served_as_its_source_is(
     for name, values in rows.items():
         assert rows_now[name].dtype == values.dtype
         np.testing.assert_array_equal(np.asarray(rows_now[name]), np.asarray(values), err_msg=name)
+
+
+def test_sparse_rows_of_splits(tmp_path: Path, serve: Any) -> None:
+    """Each split has a matrix that scipy and anndata read; a file with one split has all of its rows in order."""
+    matrix = scipy.sparse.csr_matrix(np.arange(40)[:, None] * (RANDOM.random((40, 9)) < 0.4).astype("f8"))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("x")
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": matrix.shape})
+        group["data"], group["indices"], group["indptr"] = matrix.data, matrix.indices, matrix.indptr
+        file["row"] = np.arange(40)
+    (tmp_path / "new").mkdir()
+    report = build(tmp_path / "a.h5", tmp_path / "new" / "b.h5", BuildOptions(test=0.25))
+    assert report.rows == {"train": 30, "test": 10} and not report.left_out
+    seen = []
+    with h5py.File(tmp_path / "new" / "b.h5") as file:
+        for split in ("train", "test"):
+            read, rows = anndata.io.read_elem(file[f"{split}/x"]), file[f"{split}/row"][()]
+            np.testing.assert_array_equal(read.toarray(), matrix[rows].toarray())
+            seen += rows.tolist()
+    assert sorted(seen) == list(range(40))
+    with h5feed.connect(serve(tmp_path / "new").url, deadline=60) as feed:
+        for batch in feed["b"].batches("test", batch_size=4, fields=["x", "row"]):
+            np.testing.assert_array_equal(batch.dense("x"), matrix[batch["row"]].toarray())
 
 
 def test_matrices_of_matlab_have_the_rows_that_matlab_shows(tmp_path: Path) -> None:

@@ -497,7 +497,7 @@ def test_anndata_of_old(feed: h5feed.Feed) -> None:
 
 
 def test_other_sparse_matrices(feed: h5feed.Feed) -> None:
-    """10x Genomics' are by cells, and so by rows; MATLAB's are refused, and what lies beside them is served."""
+    """10x Genomics' are by cells, and so by rows; MATLAB's with a wrong jc is refused, what is beside it is not."""
     names = {entry["name"] for entry in feed.datasets()}
     matrices = {name: feed[name] for name in names if name.startswith(("tenx", "matlab_sparse"))}
     reasons = [str(field.reason) for one in matrices.values() for field in one.fields.values() if not field.readable]

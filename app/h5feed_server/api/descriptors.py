@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..catalog.served_files import file_of
 from ..services import Services
+from ..storage.transposed import TransposedFile
 from .dependencies import NamePath, ServicesDep, in_thread
 from .peer import NO_DESCRIPTORS, Writer, peer_of, refusal
 from .problem_responses import DATASET, problems
@@ -119,12 +120,18 @@ def _source(services: Services, name: str, query: DescriptorQuery) -> FileSource
     # Not shown as a whole: it, or a file that it refers to, has datasets that are out of scope.
     catalog.entry_of(file)
     path = catalog.path_of(file)
+    where = None
     for field in dataset.fields:
         for segment in () if field.unreadable else field.column.segments:
             file_source = segment.file
-            if file_source.path == path:
-                if not file_source.is_lent:
-                    where = "is in an object store" if file_source.remote_bytes is not None else "grows"
-                    raise NotAcceptable(f"file {file!r} {where}, so there is no descriptor of it")
+            if file_source.path != path:
+                continue
+            if file_source.is_lent:
                 return file_source
+            if isinstance(file_source, TransposedFile):
+                where = "has only a sparse matrix that is stored by columns"
+            else:
+                where = "is in an object store" if file_source.remote_bytes is not None else "grows"
+    if where is not None:
+        raise NotAcceptable(f"file {file!r} {where}, so there is no descriptor of it")
     raise RevisionChanged(f"no rows of dataset {name!r} are in {file!r} any more")

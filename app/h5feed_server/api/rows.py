@@ -138,4 +138,5 @@ def _answer(
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
     texts = {field.name for field in chosen if field.is_text}
+    services.batcher.transposing.check([dataset], chosen)
     return binary(request, services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)

@@ -36,6 +36,7 @@ from .order import Order
 from .plan import BatchPlan
 from .ragged import RaggedRows
 from .sampled import each_row
+from .transposing import Transposing
 from .windows import fields_of
 
 Int64s = npt.NDArray[np.int64]
@@ -75,6 +76,7 @@ class Batcher:
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
         self.split_jobs = SplitJobs(catalog, self.splitter, jobs)
+        self.transposing = Transposing(catalog, reader, jobs, settings.transposed_bytes)
         self._ragged = RaggedRows(settings, self.splitter, RowLengths(settings, catalog, reader, folder, jobs))
         self._orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
@@ -104,14 +106,17 @@ class Batcher:
         FeedError
             The request is invalid. This is raised before any batch is read.
         InProgress
-            A job computes the rows of the split, or reads the classes to balance.
+            A job computes the rows of the split, reads the classes to balance, or transposes a sparse matrix.
         """
         dataset = self._catalog.dataset(name, revision)
         # Looked up for each request: this caller may not see them, and they may have changed.
         windows = partial(self.splitter.windows, dataset, spec) if spec.has_windows else None
         joined = Joined.of(self._catalog, self._partners, dataset, spec, windows, spec.offsets_within)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
-        return self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
+        plan = self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
+        datasets = [dataset, *(other for _, other in joined.others)]
+        self.transposing.check(datasets, (field.field for field in plan.fields if field.is_ragged))
+        return plan
 
     def joined(self, dataset: Dataset, spec: JoinsSpec) -> Joined:
         """The datasets that `spec` joins, for single rows.

@@ -132,9 +132,13 @@ def lists_of(
         Which items of the rows are wanted, in all fields.
     """
     lists: dict[str, _List] = {}
+    shared: dict[str, Int64s | None] = {}
     for field in (field for field in fields if field.is_ragged):
         own = field.flat_rows(rows)
-        known = reader.list_offsets(field.column, own)
+        # Values and column indices of sparse rows share them.
+        if field.offsets_name not in shared:
+            shared[field.offsets_name] = reader.list_offsets(field.column, own)
+        known = shared[field.offsets_name]
         items, offsets = reader.read_ragged(field.column, own) if known is None else (None, known)
         spans = None
         if packed is not None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..suffixes import ALL_SUFFIXES
 from .array_source import converted
 from .options import BuildOptions
 from .source import Block, Column, FieldSpec, Work, digest_of
-from .stored_fields import Lists, Numbers, Scattered, StoredField, Texts, attributes_of, whole
+from .stored_fields import Lists, Numbers, Scattered, SparsePart, StoredField, Texts, attributes_of, whole
 
 _BLOCK_BYTES = 4 << 20
 """Bytes that are read at a time."""
@@ -66,6 +67,7 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "digest_limit": _BLOCK_BYTES,
                 "provisional_bytes": 1 << 62,
                 "max_body_bytes": 1 << 32,
+                "transposed_bytes": 1 << 62,
                 "inspect_timeout": _SECONDS,
                 "read_timeout": _SECONDS,
                 "follow_links": True,
@@ -74,6 +76,7 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
         services = Services.start(settings, only=files)
         opened.callback(services.close, wait=True)
         dataset, unread = _chosen(services, path, options.dataset)
+        dataset = replace(dataset, fields=tuple(_transposed(services, field) for field in dataset.fields))
         if root != where:
             _check_alone(where, dataset)
         source = CataloguedSource(services.batcher.reader, dataset, options)
@@ -118,6 +121,15 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
     return datasets[0], unread
 
 
+def _transposed(services: Services, field: Field) -> Field:
+    """The field; of a sparse matrix that is stored by columns, when its rows can be read."""
+    try:
+        services.batcher.transposing.ensure(field, lambda _: None)
+    except FeedError as error:
+        return replace(field, unreadable=error.detail)
+    return field
+
+
 def _check_alone(path: Path, dataset: Dataset) -> None:
     """Refuse a file that is one sample of many: on its own, the lines of its image would be taken for rows."""
     if is_sample({field.name: field.array for field in dataset.fields}) != "yes":
@@ -154,8 +166,8 @@ class CataloguedSource:
         self.split_record = dataset.split_record if self.rows == dataset.rows else None
         if not self.rows:
             raise Unreadable(f"dataset {dataset.name!r} has no rows")
-        usable = [stored for field in dataset.fields if (stored := self._stored(field, dataset, reader)) is not None]
-        known = ", ".join(stored.field.name for stored in usable)
+        usable = [stored for field in dataset.fields for stored in self._stored(field, dataset, reader)]
+        known = ", ".join(dict.fromkeys(stored.field.name for stored in usable))
         names = options.rename or {}
         unknown = next((name for name in names if name not in [stored.field.name for stored in usable]), None)
         if unknown is not None:
@@ -215,37 +227,40 @@ class CataloguedSource:
                 rescale = self._options.rescale if number == 0 else 1.0
                 shaped = own.reshape(len(rows), *spec.shape)
                 arrays[spec.name] = converted(shaped, spec.dtype, rescale, spec.name)
-            block = Block.of(0, arrays, self.fields[0].name)
+            block = Block.of(0, arrays, *self._main_parts)
             block.rows = rows
             return block
 
         return work
 
-    def _stored(self, field: Field, dataset: Dataset, reader: Reader) -> StoredField | None:
-        """How to read a field; None if it is left out."""
+    @cached_property
+    def _main_parts(self) -> list[str]:
+        """Names of the main field, or of both parts of a sparse one."""
+        main = self._fields[0].field
+        return [spec.name for stored, spec in zip(self._fields, self.fields, strict=True) if stored.field is main]
+
+    def _stored(self, field: Field, dataset: Dataset, reader: Reader) -> Sequence[StoredField]:
+        """How to read a field, or its parts; empty if it is left out."""
         if field.unreadable is not None:
             if Scattered.is_one(field, dataset.rows):
-                return Scattered(field)
+                return [Scattered(field)]
             is_class_names = field.array.text is not None and list(field.array.text) == dataset.class_names
             if not is_class_names:
                 self.left_out[f"field {field.name}"] = field.unreadable
-            return None
+            return []
         if field.is_text:
             texts = Texts(field, reader, self._rows)
             if texts.longest * self.rows <= _MAX_TEXT_BYTES:
-                return texts
+                return [texts]
             self.left_out[f"field {field.name}"] = (
                 f"its texts have up to {texts.longest:,} bytes, which is too much for so many rows"
             )
-            return None
+            return []
         if field.is_sparse:
-            self.left_out[f"field {field.name}"] = (
-                "its rows are sparse, which a build does not write: serve the file as it is, or store a dense matrix"
-            )
-            return None
+            return [SparsePart(field, part, reader, self._rows) for part in field.parts]
         if field.column.encoded.has_lists:
-            return Lists(field, reader, self._rows)
-        return Numbers(field, reader)
+            return [Lists(field, reader, self._rows)]
+        return [Numbers(field, reader)]
 
     def _main(self, spec: FieldSpec) -> FieldSpec:
         """The first field with the requested dtype."""

@@ -89,6 +89,7 @@ def create_file(
         for group, rows in groups.items():
             for spec in fields:
                 offsets[group, spec.name] = _create_contiguous(file, group, spec, rows)
+                _mark_sparse(file, group, spec, len(rows))
     return offsets
 
 
@@ -134,6 +135,7 @@ def create_chunked(
             for number, spec in enumerate(fields):
                 if spec.lengths is not None:
                     offsets[group, spec.name] = _create_contiguous(file, group, spec, chosen)
+                    _mark_sparse(file, group, spec, rows)
                     continue
                 if not math.prod(spec.shape):
                     # Rows of no values: HDF5 has no chunks of that shape.
@@ -256,6 +258,13 @@ def _create(file: h5py.File, group: str, spec: FieldSpec, shape: tuple[int, ...]
     dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), _stored_type(spec), space, made))
     _set_attributes(dataset, spec.attributes)
     return dataset
+
+
+def _mark_sparse(file: h5py.File, group: str, spec: FieldSpec, rows: int) -> None:
+    """Write what AnnData says of a sparse matrix to the group of its parts, if `spec` is one of them."""
+    if spec.columns is not None:
+        about = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array([rows, spec.columns])}
+        _set_attributes(_group(_group(file, group), spec.name.rpartition("/")[0]), about)
 
 
 def _stored_type(spec: FieldSpec) -> Any:

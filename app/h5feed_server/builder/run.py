@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, Overloaded, SourceUnavailable, TooLarge, Unreadable
-from h5feed.wire import OFFSETS
 
 from .. import __version__
 from ..catalog.split_record import ATTRIBUTE as SPLIT_RECORD
@@ -197,7 +196,7 @@ class _Build:
                 own["digests"] = Column(np.array(hexed, "S32"), {"of": "the file, BLAKE2b of 16 bytes"})
             for spec in source.fields:
                 if spec.lengths is not None:
-                    own[spec.name + OFFSETS] = Column(spec.offsets(part.rows))
+                    own[spec.offsets_name] = Column(spec.offsets(part.rows))
             columns[part.group] = own
         main = source.fields[0]
         marks: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter
+from h5feed.wire import OFFSETS
 
 from ..catalog.split_record import SplitRecord
 from .moments import channels_of, moments
@@ -46,6 +47,9 @@ class FieldSpec:
         Names of the numbers, as HDF5's enums have them.
     is_bfloat16 : bool
         Two bytes that numpy has no number for.
+    columns : int or None
+        Rows are those of a sparse matrix of so many columns. The field has its values, ``NAME/data``, or its column
+        indices, ``NAME/indices``.
     """
 
     name: str
@@ -55,6 +59,12 @@ class FieldSpec:
     lengths: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
     enum_names: Mapping[str, int] | None = None
     is_bfloat16: bool = False
+    columns: int | None = None
+
+    @property
+    def offsets_name(self) -> str:
+        """Name of the field with `offsets`, if rows are lists; both parts of a sparse matrix share it."""
+        return self.name + OFFSETS if self.columns is None else f"{self.name.rpartition('/')[0]}/indptr"
 
     @property
     def row_bytes(self) -> int:
@@ -117,9 +127,12 @@ class Block:
     broken: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, first: int, arrays: Mapping[str, npt.NDArray[Any] | list[bytes]], main: str) -> Block:
-        """Consecutive rows without broken ones; moments are those of the field `main`."""
-        own = arrays[main]
+    def of(cls, first: int, arrays: Mapping[str, npt.NDArray[Any] | list[bytes]], *main: str) -> Block:
+        """Consecutive rows without broken ones; moments are those of the field `main`. Of a sparse one, `main` has both
+        parts: rows are alike if both are."""
+        own = arrays[main[0]]
+        if len(main) > 1:
+            own = [b"".join(parts) for parts in zip(*(arrays[name] for name in main), strict=True)]
         count = len(own)
         details = np.zeros(count, ROW)
         if not isinstance(own, list) and own.dtype.kind in "biuf":

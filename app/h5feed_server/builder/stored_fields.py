@@ -153,6 +153,27 @@ class Lists:
         return [raw[begin:end].tobytes() for begin, end in pairwise(edges)]
 
 
+class SparsePart(Lists):
+    """The values, or the column indices, of a sparse matrix.
+
+    Parameters
+    ----------
+    field : Field
+        The matrix.
+    part : Field
+        One of its `Field.parts`.
+    """
+
+    def __init__(self, field: Field, part: Field, reader: Reader, rows: Int64s) -> None:
+        super().__init__(part, reader, rows)
+        self.field, self._suffix = field, part.name.removeprefix(field.name + ".")
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
+        own = attributes if self._suffix == "data" else {}
+        columns = self.field.sample_shape[0]
+        return FieldSpec(f"{name}/{self._suffix}", (), self._column.dtype, own, self._lengths, columns=columns)
+
+
 def _decoding(field: Field) -> dict[str, Any]:
     """How to decode images, from the field's attributes (which ``h5feed.toml`` may override)."""
     images = field.images

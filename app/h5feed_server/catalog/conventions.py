@@ -18,10 +18,12 @@ from .netcdf import with_coordinates
 from .nexus import with_signals
 from .nwb import with_lists
 from .pandas_frames import Read, as_frames
-from .sparse import Paired, with_sparse
+from .sparse import ByRows, Paired, with_sparse
 
 
-def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, paired: Paired) -> dict[str, Segment]:
+def as_meant(
+    layout: FileLayout, segments: Mapping[str, Segment], read: Read, paired: Paired, by_rows: ByRows
+) -> dict[str, Segment]:
     """The arrays of a file under the paths to use as names.
 
     Parameters
@@ -33,9 +35,11 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read, pa
         Returns all values of a short array.
     paired : callable
         Divides an array of items into lists, by an array of offsets.
+    by_rows : callable
+        The rows of a sparse matrix that is stored by columns.
     """
     groups = {"": layout.attributes, **layout.groups}
-    fields = with_sparse(groups, segments, read, paired)
+    fields = with_sparse(groups, segments, read, paired, by_rows)
     fields = with_cells(fields)
     fields = as_frames(groups, fields, read)
     fields = categorical(groups, fields, read)

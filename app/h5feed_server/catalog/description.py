@@ -9,6 +9,7 @@ import numpy as np
 from h5feed.revisions import is_provisional
 
 from ..storage.objects.object_file import ObjectFile
+from ..storage.transposed import stored_in
 from .dataset import Dataset, Field
 from .discovery import shown
 
@@ -96,7 +97,7 @@ def _covered(dataset: Dataset) -> str:
     """What a change must affect so that the dataset gets another revision."""
     if is_provisional(dataset.revision):
         return "size, times, inode and path of the files"
-    sources = (segment.source for field in dataset.fields for segment in field.column.segments)
+    sources = (stored_in(segment) for field in dataset.fields for segment in field.column.segments)
     if any(isinstance(source, ObjectFile) and not source.object.content for source in sources):
         return "store version"
     return "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks"

@@ -274,7 +274,7 @@ class Growth:
             elif array.unreadable is None:
                 array = replace(unreadable_array(array.path, inspected.why_not[array.path]), text=array.text)
             segments[array.path] = Segment(source, array)
-        fields = as_meant(inspected.layout, segments, self._read, _not_paired)
+        fields = as_meant(inspected.layout, segments, self._read, _not_paired, lambda matrix: matrix.data)
         fields = {path: _along_first(segment) for path, segment in fields.items()}
         content = Content(source.path, source.identity, source.digest)
         return self._assemble(LoadedFile(source, inspected.layout, segments, fields, (content,)))

@@ -29,13 +29,17 @@ from ..settings import Settings
 from ..storage.hdf5.drivers import members_of, next_member
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from .array_probe import ArrayProbe, unreadable_array
+from ..storage.transposed import ByColumns, TransposedFile, too_large
+from .array_probe import MAX_OFFSETS_BYTES, ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
 from .known_files import MANY, KnownFiles
 from .object_folder import ObjectFolders, why_not_remote
 from .together import Together
+
+COPIES = "by-rows"
+"""Subfolder of the cache folder for copies of sparse matrices."""
 
 MAX_LINKED = 10_000
 """Maximum number of arrays that are added to a file through its links."""
@@ -380,6 +384,19 @@ class FileLoader:
             return objects.source(path, identity)
         return LocalFile(self._files, path, identity, digest)
 
+    def by_rows(self, matrix: ByColumns) -> Segment:
+        """The rows of a sparse matrix that is stored by columns, which are there once it has been transposed; an
+        unreadable array if that would take too much."""
+        limit, nbytes = self._settings.transposed_bytes, 8 * (matrix.rows + 1)
+        reason = None
+        if matrix.nbytes > limit:
+            reason = too_large(matrix, limit)
+        elif nbytes > MAX_OFFSETS_BYTES:
+            reason = f"the offsets of its rows have {nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are kept"
+        if reason is not None:
+            return Segment(matrix.data.source, unreadable_array(matrix.data.array.path, reason))
+        return TransposedFile(matrix, self._settings.cache_dir / COPIES).segment()
+
     def close(self) -> None:
         """End the threads."""
         self._closed.set()
@@ -511,7 +528,7 @@ class _Loading:
             for name, segment in islice(self._linked(source, link, (*above, path), contents), room):
                 segments.setdefault(name, segment)
         ordered = [contents.pop(path), *(contents[other] for other in sorted(contents))]
-        fields = as_meant(layout, segments, self._loader.probe.values, self._loader.probe.paired)
+        fields = as_meant(layout, segments, self._loader.probe.values, self._loader.probe.paired, self._loader.by_rows)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
     def _source(self, path: str, identity: Identity, content: Content | None = None) -> FileSource:

@@ -1,9 +1,11 @@
 """Sparse matrices: groups with arrays of values and of their row and column indices.
 
-A matrix that is compressed by rows (CSR) is one field, whose rows are sparse. All others are listed with the reason why
-their rows cannot be read. See https://anndata.readthedocs.io/en/stable/fileformat-prose.html#sparse-arrays. Matrices of
-10x Genomics are compressed by cells, and so by rows, although their shape is that of the transposed matrix:
-https://www.10xgenomics.com/support/software/cell-ranger/latest/analysis/outputs/cr-outputs-h5-matrices.
+A matrix that is compressed by rows (CSR) or by columns (CSC) is one field, whose rows are sparse. Those of a matrix by
+columns are read from a copy by rows, see `storage.transposed`. All others are listed with the reason why their rows
+cannot be read. See https://anndata.readthedocs.io/en/stable/fileformat-prose.html#sparse-arrays. Matrices of 10x
+Genomics are compressed by cells, and so by rows, although their shape is that of the transposed matrix:
+https://www.10xgenomics.com/support/software/cell-ranger/latest/analysis/outputs/cr-outputs-h5-matrices. MATLAB stores
+all of them by columns, under other names, and the number of rows in an attribute.
 """
 
 from __future__ import annotations
@@ -18,20 +20,27 @@ from h5feed.stored.codecs import unsupported
 from h5feed.stored.column import Segment
 from h5feed.stored.layout import ArrayLayout
 
+from ..storage.transposed import ByColumns
 from .array_probe import are_offsets, is_flat
 from .pandas_frames import Read
 
 Paired = Callable[[Segment, Segment], Segment]
 """Divides an array of items into lists, by an array of offsets; unreadable if that is impossible."""
 
+ByRows = Callable[[ByColumns], Segment]
+"""The rows of a matrix that is stored by columns; unreadable if that is impossible."""
+
 _COMPRESSED = frozenset(("data", "indices", "indptr"))
+
+_MATLAB = {"data": "data", "indices": "ir", "indptr": "jc"}
+"""MATLAB's names for the same."""
 
 _PARTS = (
     _COMPRESSED,
-    frozenset(("data", "ir", "jc")),
+    frozenset(_MATLAB.values()),
     frozenset(("data", "row", "col")),
 )
-"""Members of such a group: compressed rows or columns, MATLAB's names for them, and coordinates."""
+"""Members of such a group: compressed rows or columns, the same of MATLAB, and coordinates."""
 
 _BESIDE = frozenset(("shape", "format"))
 """Other members that a sparse matrix may have."""
@@ -46,7 +55,11 @@ class _Unservable(Exception):
 
 
 def with_sparse(
-    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read, paired: Paired
+    groups: Mapping[str, Mapping[str, Any]],
+    segments: Mapping[str, Segment],
+    read: Read,
+    paired: Paired,
+    by_rows: ByRows,
 ) -> dict[str, Segment]:
     """The arrays of a file, with the parts of each sparse matrix replaced by one array of sparse rows, or by an
     unreadable one.
@@ -61,6 +74,8 @@ def with_sparse(
         Returns all values of a short array.
     paired : callable
         See `Paired`.
+    by_rows : callable
+        See `ByRows`.
     """
     members: dict[str, dict[str, str]] = defaultdict(dict)
     for path in segments:
@@ -77,9 +92,11 @@ def with_sparse(
         own = {name: segments[path] for name, path in names.items()}
         path = group or "data"
         try:
-            if parts is not _COMPRESSED:
-                raise _Unservable(_not_by_rows(parts))
-            matrix = _rows_of(own, about, read, paired)
+            if "row" in parts:
+                raise _Unservable("it is stored as coordinates, so finding a row would read all of it. " + _CONVERT)
+            if "jc" in parts:
+                own |= {name: own[theirs] for name, theirs in _MATLAB.items()}
+            matrix = _rows_of(own, about, read, paired, by_rows)
         except _Unservable as why:
             reason = f"{_described(about)}: {why}"
             matrix = Segment(own["data"].source, ArrayLayout(path, (), "|u1", unreadable=reason))
@@ -89,8 +106,10 @@ def with_sparse(
     return fields
 
 
-def _rows_of(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read, paired: Paired) -> Segment:
-    """A matrix that is compressed by rows, as sparse rows.
+def _rows_of(
+    members: Mapping[str, Segment], about: Mapping[str, Any], read: Read, paired: Paired, by_rows: ByRows
+) -> Segment:
+    """A compressed matrix as sparse rows.
 
     Raises
     ------
@@ -100,60 +119,64 @@ def _rows_of(members: Mapping[str, Segment], about: Mapping[str, Any], read: Rea
         if (problem := members[name].array.unreadable) is not None:
             raise _Unservable(f"its {name} cannot be read: {problem}")
     data, indices, offsets = members["data"], members["indices"], members["indptr"]
-    rows, columns = _extents(members, about, read)
+    is_by_rows, rows, columns = _extents(members, about, read)
+    which, across = ("rows", "column") if is_by_rows else ("columns", "row")
+    count = rows if is_by_rows else columns
     kinds = {name: np.dtype(segment.array.dtype).str for name, segment in (("data", data), ("indices", indices))}
     if not is_flat(data) or data.array.is_bfloat16 or not is_flat(indices) or kinds["indices"][1] not in "iu":
         raise _Unservable(
             f"its data and indices are stored as {kinds['data']} and {kinds['indices']}, which is not read"
         )
     if data.rows != indices.rows:
-        raise _Unservable(f"it has {data.rows} values, but {indices.rows} column indices")
+        raise _Unservable(f"it has {data.rows} values, but {indices.rows} {across} indices")
     if (problem := unsupported(indices.array.filters)) is not None:
         raise _Unservable(f"its indices: {problem}")
-    if not are_offsets(offsets) or offsets.rows != rows + 1:
-        raise _Unservable(f"its indptr has {offsets.rows} numbers, which are not those of {rows} rows")
+    if not are_offsets(offsets) or offsets.rows != count + 1:
+        raise _Unservable(f"its indptr has {offsets.rows} numbers, which are not those of {count} {which}")
     lists = paired(data, offsets)
     if lists.array.unreadable is not None:
         raise _Unservable(lists.array.unreadable.replace("its offsets", "its indptr"))
-    return replace(lists, indices=replace(indices, offsets=lists.offsets, below=columns))
+    if is_by_rows:
+        return replace(lists, indices=replace(indices, offsets=lists.offsets, below=columns))
+    matrix = by_rows(ByColumns(lists, indices, rows, columns))
+    if matrix.array.unreadable is not None:
+        raise _Unservable(matrix.array.unreadable)
+    return matrix
 
 
-def _extents(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read) -> tuple[int, int]:
-    """Numbers of rows and columns of a matrix that is compressed by rows.
+def _extents(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read) -> tuple[bool, int, int]:
+    """Whether a matrix is compressed by rows, and not by columns, and its numbers of rows and columns.
 
     Raises
     ------
     _Unservable
-        It is not, or its shape is not known.
+        One of them is not known.
     """
+    if "jc" in members:
+        rows = about.get("MATLAB_sparse")
+        if type(rows) is not int or rows < 0:
+            raise _Unservable("its number of rows is missing: it should be the attribute MATLAB_sparse")
+        return False, rows, members["indptr"].rows - 1
     kind = _kind(about)
-    if kind in _BY_COLUMNS:
-        raise _Unservable("it is stored by columns, so reading a row would read all of it. " + _CONVERT)
     shape: Any = about.get("shape") or about.get("h5sparse_shape")
-    if kind in _BY_ROWS:
+    if kind in (*_BY_ROWS, *_BY_COLUMNS):
         if not isinstance(shape, list) or len(shape) != 2 or not all(type(one) is int and one >= 0 for one in shape):
             raise _Unservable("its shape is missing: it should be an attribute with two integers, 0 or more")
-        return shape[0], shape[1]
+        return kind in _BY_ROWS, shape[0], shape[1]
     stored = members.get("shape")
     if kind or stored is None or "barcodes" not in members or not is_flat(stored) or stored.rows != 2:
-        raise _Unservable("its group does not say whether it is stored by rows. " + _CONVERT)
+        raise _Unservable("its group does not say whether it is stored by rows or by columns. " + _CONVERT)
     # Of 10x Genomics: features × barcodes, by barcodes.
     values = read(stored)
     if len(values) != 2 or min(values) < 0:
         raise _Unservable("its shape cannot be read, or is negative")
-    return int(values[1]), int(values[0])
+    return True, int(values[1]), int(values[0])
 
 
 _CONVERT = (
     "Store it by rows: adata.X = adata.X.tocsr() in AnnData, or write scipy's .tocsr() as a group with data, indices, "
     "indptr and the attributes encoding-type='csr_matrix' and shape"
 )
-
-
-def _not_by_rows(parts: frozenset[str]) -> str:
-    if "jc" in parts:
-        return "MATLAB stores sparse matrices by columns. Save it as full(S), or store it by rows: see CSR in the guide"
-    return "it is stored as coordinates, so finding a row would read all of it. " + _CONVERT
 
 
 def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:

@@ -94,7 +94,7 @@ class RowLengths:
         def find() -> Lengths:
             if _are_known(field):
                 offsets = (segment.offsets for segment in field.column.segments)
-                return _checked(field, (np.diff(one) for one in offsets if one is not None))
+                return _checked(field, (np.diff(one[:]) for one in offsets if one is not None))
             data = self._folder.get(
                 name.kept, lambda: dump_arrays({}, {"lengths": _checked(field, self._read(field, progress))})
             )

@@ -15,13 +15,13 @@ from h5feed.errors import TooLarge
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache
 
+from ..batches.batcher import Batcher
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..row_bits import RowSet, as_list
-from ..storage.reader import Reader
 
 _KIND = "row-checks"
 _KEPT_BYTES = 8 << 20
@@ -67,10 +67,11 @@ class Checker:
     """Looks at rows; one per process."""
 
     def __init__(
-        self, catalog: Catalog, reader: Reader, folder: CacheFolder, jobs: Jobs, timeout: float, max_job_bytes: int
+        self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs, timeout: float, max_job_bytes: int
     ) -> None:
         self._catalog = catalog
-        self._reader = reader
+        self._reader = batcher.reader
+        self._transposing = batcher.transposing
         self._folder = folder
         self._jobs = jobs
         self._max_job_bytes = max_job_bytes
@@ -100,6 +101,8 @@ class Checker:
                 f"{self._max_job_bytes:,} bytes (H5FEED_MAX_JOB_BYTES) that are compared"
             )
         progress.expect(dataset.rows)
+        for field in fields:
+            self._transposing.ensure(field, lambda _: progress.advance(0))
         file = _file(dataset)
         found = _load(self._folder.get(file.kept, lambda: self._look(dataset, fields, progress)))
         self._kept.put(file.here, found, found.repeats.nbytes)

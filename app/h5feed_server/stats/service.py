@@ -184,6 +184,9 @@ class Statistics:
         progress.expect(total)
         others = joined if joined.others else None
         keys = _Keys(dataset, split, spec, others)
+        for source in sources.values():
+            # Progress is that of the statistics alone.
+            self._batcher.transposing.ensure(source.field, lambda _: progress.advance(0))
         computed: set[str] = set()
 
         def compute(name: str) -> bytes:

@@ -332,6 +332,7 @@ class Reader:
         if kept is None:
             self._arrays.read_lists(column, rows, offsets, out, skipped)
             return
+        is_narrowed = kept.dtype != out.dtype
         known = column.segments[0].offsets
         assert known is not None
         begins = known[rows] if skipped is None else known[rows] + skipped
@@ -344,18 +345,31 @@ class Reader:
         else:
             places = np.repeat(begins - offsets[:-1], np.diff(offsets))
             places += np.arange(len(places))
-            np.take(kept, places, out=out, mode="clip")
-        check_below(column, rows, offsets, out)
+            if is_narrowed:
+                out[...] = kept[places]
+            else:
+                np.take(kept, places, out=out, mode="clip")
+        if not is_narrowed:
+            check_below(column, rows, offsets, out)
+
+    def read_lists_from_source(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+        """Same as `read_lists`, bypassing the cache of items."""
+        self._arrays.read_lists(column, rows, offsets, out)
 
     def _whole_items(self, column: Column) -> npt.NDArray[Any] | None:
-        """The items of all rows of a column of lists, cached; None if they are too many to cache, or are read late."""
+        """The items of all rows of a column of lists, cached; None if they are too many to cache, or are read late.
+
+        Column indices are narrowed to the type that their number of columns needs, if all are below it.
+        """
         segment = column.segments[0]
         # Items of one byte are mostly those of image files, whose decoding takes far longer.
         if len(column.segments) > 1 or segment.offsets is None or column.answers_late or column.dtype.itemsize == 1:
             return None
         key, count = ("items", column.key), int(segment.offsets[-1])
+        narrow = column.dtype if segment.below is None else np.min_scalar_type(max(0, segment.below - 1))
         is_kept = key in self._cache
-        if not is_kept and not (may_keep() and self._cache.admits(key, count * column.dtype.itemsize)):
+        nbytes = count * min(narrow.itemsize, column.dtype.itemsize)
+        if not is_kept and not (may_keep() and self._cache.admits(key, nbytes)):
             return None
 
         def read() -> npt.NDArray[Any]:
@@ -363,6 +377,8 @@ class Reader:
             items = np.empty(count, column.dtype)
             whole = Column((replace(segment, offsets=bounds, indices=None, below=None),))
             self._arrays.read_lists(whole, np.zeros(1, np.int64), bounds, items)
+            if narrow.itemsize < items.itemsize and (not count or (items.min() >= 0 and items.max() < segment.below)):
+                return items.astype(narrow)
             return items
 
         return self._cache.get(key, read, lambda value: value.nbytes)

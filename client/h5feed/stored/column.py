@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,15 @@ def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
     if stored.kind == "c":
         return np.dtype(f"<f{stored.itemsize // 2}"), (*array.sample_shape, 2)
     return stored.newbyteorder("<"), array.sample_shape
+
+
+class Offsets(Protocol):
+    """Where the items of each row begin, then where those of the last row end, (rows + 1,) int64: an array, or what
+    reads one when it is needed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Segment:
     axis : int
         Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes, and
         that of time in netCDF files.
-    offsets : (rows + 1,) int64 or None
+    offsets : Offsets or None
         Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None
         Metadata by a convention, if there is any.
@@ -85,7 +94,7 @@ class Segment:
     source: Source
     array: ArrayLayout
     axis: int = 0
-    offsets: Int64s | None = field(default=None, compare=False, repr=False)
+    offsets: Offsets | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
     served_as: str | None = None
     indices: Segment | None = field(default=None, compare=False, repr=False)

@@ -74,6 +74,8 @@ def problem_of(segments: Sequence[Segment]) -> str | None:
         if all(dtype.kind == "S" for dtype, _ in kinds):
             return "some of its pieces are text of a fixed length, others of variable length"
         return "some of its pieces are lists, others are not, or have no offsets"
+    if len({None if one.indices is None else one.indices.wire[0] for one in segments}) > 1:
+        return "the column indices of its sparse pieces have different types"
     if len({segment.array.is_bfloat16 for segment in segments}) > 1:
         return "some of its pieces are bfloat16, others are not"
     if len(kinds) > 1:

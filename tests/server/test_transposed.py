@@ -1,0 +1,316 @@
+"""Sparse matrices that are stored by columns: rows are those of scipy's ``tocsr``, read from a copy by rows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5feed
+import h5py
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from h5feed.errors import DatasetCorrupt, UnsupportedField
+from h5feed.stored.byte_cache import ByteCache
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
+from h5feed_server.storage import transposed
+from h5feed_server.storage.hdf5.reader_pool import ReaderPool
+from h5feed_server.storage.reader import Reader
+from h5feed_server.storage.transposed import ByColumns, TransposedFile, transpose, work_bytes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+CELLS, GENES = 307, 90
+HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def _matrix(kind: str, seed: int = 0, shape: tuple[int, int] = (CELLS, GENES), density: float = 0.2) -> Any:
+    """By columns, with empty rows and columns, and a row and a column without gaps."""
+    random = np.random.default_rng(seed)
+    dense = (random.random(shape) < density) * random.integers(1, 9, shape)
+    dense[[0, -1]], dense[:, 3] = 0, 0
+    dense[7], dense[:, 5] = 1, 2
+    return scipy.sparse.csc_matrix(dense.astype(kind))
+
+
+def _loose(kind: str = "f4") -> Any:
+    """Rows of columns in no order, and several values of the same place."""
+    random = np.random.default_rng(3)
+    lengths = random.integers(0, 40, GENES)
+    indices = random.integers(0, CELLS, lengths.sum()).astype("i4")
+    data = np.arange(1, len(indices) + 1).astype(kind)
+    return scipy.sparse.csc_matrix((data, indices, np.concatenate([[0], np.cumsum(lengths)])), (CELLS, GENES))
+
+
+X, COUNTS, LOOSE = _matrix("f4"), _matrix("i8", 1), _loose()
+TYPES = np.arange(CELLS) % 3
+CSC = {"encoding-type": "csc_matrix", "encoding-version": "0.1.0"}
+
+
+def _write_group(file: h5py.File, path: str, matrix: Any, attributes: Mapping[str, Any], **how: Any) -> None:
+    group = file.create_group(path)
+    group.attrs.update(attributes)
+    for name in ("data", "indices", "indptr"):
+        group.create_dataset(name, data=getattr(matrix, name), **how)
+
+
+def _write(folder: Path) -> None:
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical(np.array(["B", "NK", "T"])[TYPES])}, index=[f"c{n}" for n in range(CELLS)]
+    )
+    cells = anndata.AnnData(X, obs)
+    cells.layers["counts"] = COUNTS
+    cells.layers["by_rows"] = X.tocsr()
+    cells.write_h5ad(folder / "plain.h5ad")
+    cells.write_h5ad(folder / "gzip.h5ad", compression="gzip")
+    with h5py.File(folder / "others.h5", "w") as file:
+        file["y"] = TYPES
+        old = {"h5sparse_format": "csc", "h5sparse_shape": X.shape}
+        _write_group(file, "old", X, old, chunks=(16,), compression="gzip", shuffle=True)
+        _write_group(file, "loose", LOOSE, {**CSC, "shape": LOOSE.shape}, chunks=(50,))
+        group = file.create_group("big")
+        group.attrs.update({**CSC, "shape": X.shape})
+        group["data"], group["indices"], group["indptr"] = X.data.astype(">f8"), X.indices.astype(">i8"), X.indptr
+        empty = scipy.sparse.csc_matrix((CELLS, 4), dtype="f4")
+        _write_group(file, "empty", empty, {**CSC, "shape": empty.shape})
+        broken = X.copy()
+        broken.indices[broken.indptr[9]] = CELLS
+        _write_group(file, "broken", broken, {**CSC, "shape": X.shape})
+        _write_group(file, "short", X, {**CSC, "shape": (CELLS, GENES + 1)})
+        _write_group(file, "backward", X, {**CSC, "shape": X.shape})
+        file["backward/indptr"][3] = 1_000_000
+    # As MATLAB -v7.3 stores sparse(…), and a sparse matrix of logical.
+    with h5py.File(folder / "matlab.mat", "w", userblock_size=512) as file:
+        for name, matrix, kind in (("S", X.astype("f8"), "double"), ("mask", X.astype("u1"), "logical")):
+            matrix.indices, matrix.indptr = matrix.indices.astype("u8"), matrix.indptr.astype("u8")
+            group = file.create_group(name)
+            group.attrs["MATLAB_class"], group.attrs["MATLAB_sparse"] = np.bytes_(kind), np.uint64(CELLS)
+            group["data"], group["ir"], group["jc"] = matrix.data, matrix.indices, matrix.indptr
+        file["unsaid/data"], file["unsaid/ir"], file["unsaid/jc"] = X.data, X.indices, X.indptr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    _write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(data, tmp_path_factory.mktemp("cache"), "--workers", "2")
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
+    with h5feed.connect(server.url, deadline=120) as connected:
+        yield connected
+
+
+def _assert_same(found: Any, wanted: Any) -> None:
+    """Equal, down to the order of the stored values."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(wanted, part))
+
+
+@given(
+    rows=st.lists(st.integers(0, CELLS - 1), max_size=80),
+    place=st.sampled_from(
+        [
+            ("plain", "X", X),
+            ("plain", "layers.counts", COUNTS),
+            ("gzip", "X", X),
+            ("gzip", "layers.by_rows", X),
+            ("others", "old", X),
+            ("others", "loose", LOOSE),
+            ("others", "big", X.astype("f8")),
+            ("others", "empty", scipy.sparse.csc_matrix((CELLS, 4), dtype="f4")),
+            ("matlab", "S", X.astype("f8")),
+            ("matlab", "mask", X.astype("u1")),
+        ]
+    ),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_are_those_of_scipy(feed: h5feed.Feed, rows: list[int], place: tuple[str, str, Any]) -> None:
+    """In any order, with rows that repeat; from two workers, of which one has made the copy."""
+    name, field, matrix = place
+    _assert_same(feed[name].take(rows, fields=[field]).sparse(field), matrix.tocsr()[rows])
+
+
+def test_rows_are_those_of_anndata(feed: h5feed.Feed, data: Path) -> None:
+    """Of the whole file in order, next to other fields, sparse and dense."""
+    dataset = feed["gzip"]
+    stored = anndata.read_h5ad(data / "gzip.h5ad")
+    assert isinstance(stored.X, scipy.sparse.csc_matrix)
+    revision = dataset.revision
+    seen = []
+    for batch in dataset.batches(batch_size=50, shuffle=True, fields=["X", "layers.counts", "obs.cell_type"]):
+        _assert_same(batch.sparse("X"), stored.X[batch.rows].tocsr())
+        _assert_same(batch.sparse("layers.counts"), stored.layers["counts"].tocsr()[batch.rows])
+        np.testing.assert_array_equal(batch.dense("X"), stored.X[batch.rows].toarray())
+        np.testing.assert_array_equal(batch["obs.cell_type"], TYPES[batch.rows])
+        seen.append(batch.rows)
+    assert sorted(np.concatenate(seen).tolist()) == list(range(CELLS))
+    assert feed.dataset("gzip").revision == revision
+    stats = dataset.stats(field="X")
+    assert stats.mean == pytest.approx(X.toarray().mean())
+    assert stats["lengths"]["mean"] == pytest.approx(X.nnz / CELLS)
+
+
+def test_joined_cells(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """The copy of a joined dataset is made before the first batch, and one offset takes other rows of it."""
+    with h5feed.connect(serve(data).url, deadline=120) as fresh:
+        joined = fresh["plain"].join("gzip:obs._index")
+        fields = ["gzip/X", "later"]
+        batch = joined.batch(0, batch_size=20, fields=fields, offsets={"later": ("gzip/X", 2)}, sparse="dense")
+        np.testing.assert_array_equal(batch["gzip/X"], X.toarray()[:20])
+        np.testing.assert_array_equal(batch["later"], X.toarray()[2:22])
+        found = joined.stats(field="gzip/X")
+        assert found.mean == pytest.approx(X.mean(), rel=1e-5)
+
+
+def test_description(feed: h5feed.Feed) -> None:
+    dataset = feed["plain"]
+    x = dataset.fields["X"]
+    assert (x.role, x.shape, x.dtype, x.index_dtype) == ("input", (GENES,), "float32", "int32")
+    about = next(field for field in dataset.info["fields"] if field["name"] == "X")
+    assert about["sparse"] == {"format": "csr", "index_dtype": "int32", "stored_values": X.nnz}
+
+
+def test_what_is_wrong_is_refused(feed: h5feed.Feed) -> None:
+    """Before, as far as the offsets tell; else by the job that looks at the indices."""
+    dataset = feed["others"]
+    assert f"not those of {GENES + 1} columns" in str(dataset.fields["short"].reason)
+    assert "its indptr do not ascend" in str(dataset.fields["backward"].reason)
+    assert "unsaid" not in feed["matlab"].fields or not feed["matlab"].fields["unsaid"].readable
+    with pytest.raises(DatasetCorrupt, match=f"column 9 of 'broken/data' has a row index .* its {CELLS} rows"):
+        dataset.take([0], fields=["broken"])
+    _assert_same(dataset.take([5], fields=["old"]).sparse("old"), X.tocsr()[[5]])
+
+
+def test_too_large_to_copy(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """A matrix whose copy is larger than all copies may be is listed with the reason; the others are served."""
+    small = serve(data, H5FEED_TRANSPOSED_BYTES="20000")
+    with h5feed.connect(small.url, deadline=60) as feed:
+        assert "(H5FEED_TRANSPOSED_BYTES)" in str(feed["plain"].fields["X"].reason)
+        with pytest.raises(UnsupportedField, match="of 49152 bytes, would be larger than the 20000 bytes"):
+            feed["plain"].take([0], fields=["X"])
+        _assert_same(feed["plain"].take([1], fields=["layers.by_rows"]).sparse("layers.by_rows"), X.tocsr()[[1]])
+        _assert_same(feed["others"].take([1], fields=["loose"]).sparse("loose"), LOOSE.tocsr()[[1]])
+
+
+def _copies(server: ServerProcess, suffix: str = "rows") -> list[Path]:
+    return sorted((server.cache_dir / "by-rows").glob(f"*.{suffix}"))
+
+
+def test_copies_have_a_bound(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """The ones that were used least recently are removed, and are made again when they are needed."""
+    small = serve(data, "--workers", "2", H5FEED_TRANSPOSED_BYTES="100000")
+    with h5feed.connect(small.url, deadline=120) as feed:
+        for _ in range(2):
+            for name, field, matrix in (("plain", "X", X), ("gzip", "X", X), ("others", "old", X)):
+                _assert_same(feed[name].take([3, 1], fields=[field]).sparse(field), matrix.tocsr()[[3, 1]])
+                assert sum(path.stat().st_size for path in _copies(small)) <= 100_000
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "removed", "table"])
+def test_damage(data: Path, serve: Callable[..., ServerProcess], damage: str) -> None:
+    """Whatever happens to a copy, before or after it was opened, rows are never other ones; it is made again."""
+    own = serve(data, "--workers", "2", H5FEED_CACHE_BYTES="0")
+    rows = np.random.default_rng(1).permutation(CELLS)
+    for is_started_again in (False, True):
+        with h5feed.connect(own.url, deadline=120) as feed:
+            _assert_same(feed["plain"].take(rows, fields=["X"]).sparse("X"), X.tocsr()[rows])
+        ((copy,), (table,)) = _copies(own), _copies(own, "table")
+        content = bytearray(copy.read_bytes())
+        if is_started_again:
+            own.stop()
+        if damage == "changed":
+            content[::5000] = bytes(byte ^ 1 for byte in content[::5000])
+            copy.write_bytes(content)
+        elif damage == "cut":
+            os.truncate(copy, 5000)
+        elif damage == "removed":
+            copy.unlink()
+        else:
+            table.write_bytes(table.read_bytes()[:-1] + b"!")
+        if is_started_again:
+            own.start()
+        with h5feed.connect(own.url, deadline=120) as feed:
+            for _ in range(3):
+                _assert_same(feed["plain"].take(rows, fields=["X"]).sparse("X"), X.tocsr()[rows])
+                batches = list(feed["plain"].batches(batch_size=100, fields=["X"]))
+                _assert_same(scipy.sparse.vstack([batch.sparse("X") for batch in batches], "csr"), X.tocsr())
+
+
+def test_killed_while_a_copy_is_made(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """After SIGKILL, the copy is made from the beginning, and nothing is left over of the first one."""
+    matrix = _matrix("f4", 5, (20_000, 400), 0.3)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with h5py.File(folder / "a.h5", "w") as file:
+        _write_group(file, "X", matrix, {**CSC, "shape": matrix.shape}, chunks=True)
+    server = serve(folder, "--workers", "2")
+    url = f"{server.url}/v1/datasets/a/plan"
+    with contextlib.suppress(httpx.ReadTimeout):
+        HTTP.get(url, timeout=0.1)
+    wait_until(lambda: bool(_copies(server, "part")) or bool(_copies(server)), seconds=60)
+    assert {*server.unfinished_jobs()} <= {"transpose"}
+    server.kill()
+    server.start()
+    rows = np.random.default_rng(1).integers(0, 20_000, 200)
+    with h5feed.connect(server.url, deadline=240) as feed:
+        _assert_same(feed["a"].take(rows, fields=["X"]).sparse("X"), matrix.tocsr()[rows])
+    assert (len(_copies(server)), _copies(server, "part")) == (1, [])
+
+
+@given(drawn=st.data())
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: st.DataObject) -> None:
+    """However few values are divided and sorted at a time, whatever the matrix: the same as of scipy."""
+    rows, columns = drawn.draw(st.integers(1, 12)), drawn.draw(st.integers(1, 9))
+    lengths = drawn.draw(st.lists(st.integers(0, 8), min_size=columns, max_size=columns))
+    count = sum(lengths)
+    kind = drawn.draw(st.sampled_from(["<f4", ">f8", "|i1", "<u2", "|b1", "<f2"]))
+    values = np.arange(count).astype(kind)
+    indices = np.array(drawn.draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)), ">u8")
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    path = tmp_path / "stored"
+    path.write_bytes(indices.tobytes() + values.tobytes())
+    source = LocalFile(OpenFiles(2), str(path), Identity.of(path.stat()), os.urandom(8))
+    stored = ArrayLayout("ir", (count,), ">u8", indices.nbytes, offset=0)
+    lists = ArrayLayout("data", (count,), kind, values.nbytes, offset=indices.nbytes)
+    matrix = ByColumns(Segment(source, lists, offsets=indptr), Segment(source, stored), rows, columns)
+    copy = TransposedFile(matrix, tmp_path / "copies")
+    hdf5 = ReaderPool(1, 60, 1 << 20)
+    reader = Reader(1, ByteCache(0, 60), 0, 60, hdf5)
+    monkeypatch.setattr(transposed, "_ENTRIES", drawn.draw(st.integers(1, 20)))
+    done: list[int] = []
+    try:
+        transpose(copy, reader, 1 << 20, done.append)
+        wanted = np.array(drawn.draw(st.lists(st.integers(0, rows - 1), max_size=20)), np.int64)
+        found = reader.read_sparse(Column((copy.segment(),)), wanted)
+    finally:
+        reader.close()
+        hdf5.close()
+    assert sum(done) == work_bytes(matrix)
+    # scipy has no matrices of some of these types, so it sorts the numbers of the values.
+    order = scipy.sparse.csc_matrix((np.arange(count), indices.astype("i4"), indptr), (rows, columns)).tocsr()[wanted]
+    np.testing.assert_array_equal(found.data, values[order.data])
+    np.testing.assert_array_equal(found.indices, order.indices)
+    np.testing.assert_array_equal(found.indptr, order.indptr)
+    assert [each.suffix for each in sorted((tmp_path / "copies").glob(f"{copy.name}*"))] == [".rows", ".table"]
