@@ -68,11 +68,12 @@ class SparseInfo(TypedDict):
 class PackedInfo(TypedDict):
     """How numbers are packed: see `h5feed.stored.packing`."""
 
-    dtype: Literal["float16", "float32", "float64"]
+    dtype: Literal["float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64"]
     scale_factor: Number | None
     add_offset: Number | None
     missing: list[Number]
     unsigned: bool
+    problem: NotRequired[Text]
 
 
 class FieldInfo(FieldSummary):

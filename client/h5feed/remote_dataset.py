@@ -7,7 +7,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
@@ -63,7 +63,7 @@ from .samples import Samples
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
-from .stored.packing import Packing
+from .stored.packing import PACKING, Packing
 from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .weights import GivenWeights
@@ -951,15 +951,17 @@ class RemoteDataset(Samples):
         Raises
         ------
         BadParameter
-            The pieces of a field are packed in several ways.
+            The pieces of a field are packed in several ways, or its attributes have no meaning; or no field is packed.
         """
         if not options.get("decode_cf"):
             return {}
-        described, stored, found = self._described(), renamed(options), {}
-        for name in self._chosen(options):
-            packed = described.get(stored.get(name, name), {}).get("cf")
-            if not packed:
-                continue
+        found: dict[str, Packing] = {}
+        for name, packed in self.packed_fields(self._chosen(options), options).items():
+            problem = next((one["problem"] for one in packed if one.get("problem")), None)
+            if problem is not None:
+                raise BadParameter(
+                    f"decode_cf: {name!r} cannot be unpacked: {problem}. Read it as it is stored, without decode_cf"
+                )
             if len(packed) > 1:
                 raise BadParameter(
                     f"decode_cf: the pieces of {name!r} are packed in {len(packed)} ways: let the server unpack them, "
@@ -969,7 +971,18 @@ class RemoteDataset(Samples):
             found[name] = Packing(
                 one["dtype"], one["scale_factor"], one["add_offset"], tuple(one["missing"]), one["unsigned"]
             )
+        if not found:
+            raise BadParameter(
+                f"decode_cf: none of the fields {self._chosen(options)} of {self.name!r} has attributes that say how "
+                f"to unpack it ({', '.join(PACKING)}), or the server unpacks it already: leave out decode_cf"
+            )
         return found
+
+    def packed_fields(self, names: Iterable[str], options: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Those of the fields that are packed by the CF conventions, and how: see `PackedInfo`."""
+        described, stored = self._described(), renamed(options)
+        ways = {name: described.get(stored.get(name, name), {}).get("cf") for name in names}
+        return {name: packed for name, packed in ways.items() if packed}
 
     def _dense_bytes(self, frame: Frame) -> int:
         """Bytes of a row of all sparse fields as dense arrays."""

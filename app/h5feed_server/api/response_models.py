@@ -113,6 +113,7 @@ class Packed(_Answer):
     add_offset: float | None
     missing: list[int | float] = Field(description="Stored numbers that stand for missing values.")
     unsigned: bool = Field(description="The stored integers are to be interpreted as unsigned.")
+    problem: str | None = Field(description="Why its attributes do not tell how to unpack it; null if they do.")
 
 
 class FieldDescription(FieldSummary):

@@ -12,7 +12,11 @@ from h5feed.stored.column import Segment
 from h5feed.stored.layout import FileLayout
 
 from .anndata import categorical, is_anndata, observations
+from .cells import with_cells
+from .loom import cells, is_loom
 from .netcdf import with_coordinates
+from .nexus import with_signals
+from .nwb import with_lists
 from .pandas_frames import Read, as_frames
 from .sparse import ByRows, Paired, with_sparse
 
@@ -36,8 +40,13 @@ def as_meant(
     """
     groups = {"": layout.attributes, **layout.groups}
     fields = with_sparse(groups, segments, read, paired, by_rows)
+    fields = with_cells(fields)
     fields = as_frames(groups, fields, read)
     fields = categorical(groups, fields, read)
     if is_anndata(layout.attributes, fields):
         return observations(groups, fields, read)
-    return with_coordinates(fields)
+    if is_loom(layout.attributes, fields):
+        return cells(fields)
+    if "nwb_version" in layout.attributes:
+        return with_lists(fields, read)
+    return with_coordinates(with_signals(groups, fields))

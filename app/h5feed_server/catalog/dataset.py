@@ -379,7 +379,7 @@ def describe_fields(
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
-        note = (about.note if about else None) or item.note
+        note = "; ".join(filter(None, (about.note if about else None, item.note))) or None
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):

@@ -71,6 +71,7 @@ def _describe_packing(field: Field) -> list[dict[str, Any]] | None:
             "add_offset": None if packing is None else packing.offset,
             "missing": [] if packing is None else list(packing.missing),
             "unsigned": packing is not None and packing.unsigned,
+            "problem": None if packing is None else packing.problem,
         }
         for packing in packings
     ]

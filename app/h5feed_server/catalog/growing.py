@@ -275,8 +275,17 @@ class Growth:
                 array = replace(unreadable_array(array.path, inspected.why_not[array.path]), text=array.text)
             segments[array.path] = Segment(source, array)
         fields = as_meant(inspected.layout, segments, self._read, _not_paired, lambda matrix: matrix.data)
+        fields = {path: _along_first(segment) for path, segment in fields.items()}
         content = Content(source.path, source.identity, source.digest)
         return self._assemble(LoadedFile(source, inspected.layout, segments, fields, (content,)))
+
+
+def _along_first(segment: Segment) -> Segment:
+    """The array; unreadable if its rows are along another axis than the first, which is the one that grows."""
+    if not segment.transposed:
+        return segment
+    reason = f"its rows are along axis {segment.axis}, but growing = true is about rows along the first axis"
+    return replace(segment, array=unreadable_array(segment.array.path, reason), axis=0)
 
 
 class GrowingFiles:

@@ -182,6 +182,8 @@ class Mixture(Trainable):
             fields = list(dict.fromkeys([*fields, *layout.fields]))
         passed_on = {name: value for name, value in given.items() if name not in _OWN_OPTIONS and value is not None}
         of_sources = [name for name in fields if name != SOURCE]
+        if given.get("decode_cf") and not any(source.is_packed(of_sources, passed_on) for source in self._sources):
+            raise BadParameter(f"decode_cf: none of the fields {of_sources} is packed in any source: leave it out")
         sources = tuple(source.plan(split, of_sources, passed_on) for source in self._sources)
         mixing = self._mixing(tuple(source.plan.rows for source in sources), batch_size, int(options.get("seed") or 0))
         last = tail_of(options)

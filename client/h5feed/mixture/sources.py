@@ -60,6 +60,9 @@ class Source:
         chosen["sparse"] = chosen.get("sparse") or "dense"
         names = {**self.names, **{name: name for name in renamed(options)}}
         own_fields = [names[name] for name in fields]
+        if chosen.get("decode_cf") and "decode_cf" not in self.options and not self.is_packed(fields, options):
+            # Another source is: the mixture has checked that.
+            del chosen["decode_cf"]
         one = self.dataset.plan(**chosen, fields=own_fields, batch_size=1)
         if not one.rows:
             raise BadParameter(f"the source {self.name!r} has no rows in {chosen['split']!r} to mix")
@@ -84,6 +87,11 @@ class Source:
         fields = {self.names.get(name, name): name for name in names_of(asked.get("fields"))}
         found = self.dataset.crops({**asked, **own, "fields": list(fields)})
         return None if found is None else found._replace(fields=tuple(fields[name] for name in found.fields))
+
+    def is_packed(self, fields: Sequence[str], options: Mapping[str, Any]) -> bool:
+        """Whether ``decode_cf`` unpacks any of the fields of the mixture here."""
+        stored = [renamed(options).get(name, name) for name in fields]
+        return bool(self.dataset.packed_fields([self.names.get(name, name) for name in stored], {}))
 
     def with_own_names(self, option: str, value: Any) -> Any:
         """The value of an option, with the dataset's own names of the fields that it names."""

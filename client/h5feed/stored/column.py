@@ -54,6 +54,8 @@ class About:
         Names of the classes that its numbers stand for.
     note : str or None
         A remark for the description of the field.
+    apart : str or None
+        Why it does not share its rows with arrays of the same length; None if it may.
     """
 
     role: str | None = None
@@ -61,6 +63,7 @@ class About:
     is_column: bool = False
     class_names: tuple[str, ...] | None = None
     note: str | None = None
+    apart: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Segment:
     Attributes
     ----------
     axis : int
-        Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes.
+        Rows are along this axis of the array: usually the first, but the last in matrices that MATLAB writes, and
+        that of time in netCDF files.
     offsets : Offsets or None
         Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None
@@ -82,6 +86,9 @@ class Segment:
         Rows are sparse: the column index of each item, with the same offsets. Its `below` is the number of columns.
     below : int or None
         Items are integers from 0 to ``below - 1``. They are checked when they are read.
+    parts : tuple of Segment
+        If given, it stands for these segments, with one row each, until a column is made of them: `array` has only
+        their shape and dtype.
     """
 
     source: Source
@@ -92,6 +99,7 @@ class Segment:
     served_as: str | None = None
     indices: Segment | None = field(default=None, compare=False, repr=False)
     below: int | None = None
+    parts: tuple[Segment, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def transposed(self) -> bool:

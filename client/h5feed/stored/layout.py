@@ -20,7 +20,7 @@ from .. import wire
 from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
-LAYOUT_VERSION = 13
+LAYOUT_VERSION = 14
 """Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -146,6 +146,10 @@ class ArrayLayout:
         How numbers are packed, according to netCDF's attributes.
     extends : bool
         Chunked arrays: more rows can be added.
+    dimensions : tuple of str
+        The path of the dimension scale of each axis, empty for axes without one. Empty if no axis has any.
+    refers : tuple of str
+        References, as MATLAB's cells have: the paths of what they lead to. As an array, references are unreadable.
     """
 
     path: str
@@ -174,6 +178,8 @@ class ArrayLayout:
     member: str | None = None
     packing: Packing | None = None
     extends: bool = False
+    dimensions: tuple[str, ...] = ()
+    refers: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -444,6 +450,8 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
+            "dimensions": tuple(entry["dimensions"]),
+            "refers": tuple(entry["refers"]),
             "packing": None if entry["packing"] is None else _packing(entry["packing"]),
             "chunks": chunks,
         }
@@ -455,6 +463,8 @@ def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayou
     _demand(all(isinstance(value, str) for value in array.text or ()), "its text is invalid")
     _demand(isinstance(array.external or "", str), "its file is invalid")
     _demand(all(isinstance(value, str) for value in array.others), "its files are invalid")
+    _demand(all(isinstance(value, str) for value in array.dimensions), "its dimensions are invalid")
+    _demand(all(isinstance(value, str) for value in array.refers), "its references are invalid")
     _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is invalid")
     _demand(isinstance(array.member or "", str), "its member is invalid")
     _demand(all(type(value) is int for value in names.values()), "its names are invalid")
@@ -465,7 +475,9 @@ def _packing(entry: dict[str, Any]) -> Packing:
     packing = Packing(**entry | {"missing": tuple(entry["missing"])})
     numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
     _demand(all(type(number) in (int, float) for number in numbers), "its packing has values that are not numbers")
-    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is invalid")
+    kinds = ("<f2", "<f4", "<f8", "|u1", "<u2", "<u4", "<u8")
+    _demand(packing.dtype in kinds and type(packing.unsigned) is bool, "its packing is invalid")
+    _demand(isinstance(packing.problem or "", str), "its packing is invalid")
     return packing
 
 
@@ -490,5 +502,7 @@ _PLAIN = (
     "padding",
     "member",
     "extends",
+    "dimensions",
+    "refers",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -18,9 +18,9 @@ from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
 
-_MOST_WASTED = 64
+_MOST_WASTED = 128
 """Rows along another axis than the first are served if at most so many times their bytes are read for each of them, or
-if their array is small enough to be read as a whole."""
+if their array is small enough to be read as a whole. Loom has chunks of 64 × 64, which may reach beyond the edges."""
 
 _MAX_INLINE_BYTES = 1 << 20
 """Fields that tell where rows come from are stored in memory up to this size. Larger ones are segments that consist of
@@ -56,7 +56,8 @@ def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> 
                 runs.append((begin, begin + count))
         begin += count
     for series in members:
-        segments = _of_one_length([series.pieces[piece] for piece in pieces])
+        whole = [series.pieces[piece] for piece in pieces]
+        segments = _of_one_length([part for segment in whole for part in segment.parts or (segment,)])
         problem = problem_of(segments)
         column = Column(tuple(segments if problem else _joined(segments)))
         table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))

@@ -31,7 +31,7 @@ def merge_classes(all_series: Sequence[Series], hints: Hints) -> list[Series]:
             merged.append(_merged(path, level))
         else:
             apart, doubtful = answers[path] == "apart", answers[path] == "doubt"
-            merged += [replace(series, apart=apart, doubtful=doubtful) for series in level]
+            merged += [replace(series, apart=apart or series.apart, doubtful=doubtful) for series in level]
     return merged
 
 

@@ -235,4 +235,5 @@ def series_of(leaves: Iterable[Leaf]) -> list[Series]:
             raise ValueError(f"{'/'.join(key)} exists twice")
         series.note = series.note or leaf.note
         series.pieces[piece] = leaf.segment
+        series.apart = series.apart or series.why_apart is not None
     return list(by_path.values())

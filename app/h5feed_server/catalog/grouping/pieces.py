@@ -143,6 +143,11 @@ class Series:
         return next(iter(self.pieces.values()))
 
     @property
+    def why_apart(self) -> str | None:
+        """Why it is `apart` by the convention of the program that wrote it."""
+        return self.first.about.apart if self.first.about is not None else None
+
+    @property
     def is_text(self) -> bool:
         """Whether it is a short list of text."""
         return self.first.array.text is not None

@@ -68,7 +68,8 @@ def as_row(segment: Segment) -> Segment | str:
     array = segment.array
     if array.unreadable is not None and array.scalar is None:
         return array.unreadable
-    if array.by_h5py or array.record is not None or segment.offsets is not None or segment.transposed:
+    several = segment.offsets is not None or len(segment.parts) > 0
+    if array.by_h5py or array.record is not None or several or segment.transposed:
         return "it cannot be read as one row: it is a list, a member of records, virtual, or written by MATLAB"
     if array.scalar is not None:
         return replace(segment, array=replace(array, shape=(1,), inline=array.scalar, scalar=None, unreadable=None))

@@ -122,7 +122,7 @@ class _Arrays:
                 self._add_text(array.path, array.text)
             problem = _problem_of(path, array)
             if hints.stack and problem is None:
-                row = as_row(segment)
+                row = as_row(replace(segment, axis=0))
                 problem, segment = (row, segment) if isinstance(row, str) else (None, row)
             if problem is None:
                 usable[path] = segment
@@ -157,7 +157,7 @@ def _along(segment: Segment, axis: int) -> Segment:
     """The array with rows along an axis, if it has it. Lists and members of records have rows along the first only."""
     array = segment.array
     if len(array.shape) <= axis or segment.has_lists or array.record is not None or array.member is not None:
-        return segment
+        return replace(segment, axis=0)
     return replace(segment, axis=axis)
 
 
@@ -253,7 +253,11 @@ def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
         shapes = [{series.shape for series in group} for group in below.values()]
         candidates = [next(iter(only)) for only in shapes if len(only) == 1]
         shape = max(candidates, key=candidates.count, default=None)
-    agreeing = [name for name, group in below.items() if all(series.shape == shape for series in group)]
+    agreeing = [
+        name
+        for name, group in below.items()
+        if all(series.shape == shape and series.why_apart is None for series in group)
+    ]
     if not direct and (len(agreeing) < 2 or are_numbered(agreeing)):
         agreeing = []
     mine = main + [series for name in agreeing for series in below[name]]
@@ -306,6 +310,7 @@ def _elsewhere(
             problem = f"it has {series.rows} rows, but the dataset has {main.rows}"
             if series.rows == main.rows or series.shape < shape:
                 problem = f"it does not exist for all rows, only in {where}"
+            problem = series.why_apart or problem
             own = next(field for field in table.fields if field.name == series.path[-1])
             problem = own.unreadable or f"{problem}: it is a dataset of its own"
             main.fields.append(TableField(series.path[-1], own.column, problem, series.note))

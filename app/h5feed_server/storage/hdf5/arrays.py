@@ -17,7 +17,8 @@ from h5feed.stored.layout import MAX_CHUNK_BYTES, MAX_RECORD_BYTES, ArrayLayout,
 from h5feed.stored.packing import Packing, packing_of
 from h5py import h5d, h5s, h5t, h5z
 
-from .attributes import attributes_of, packing_attributes
+from .attributes import attributes_of, dimensions_of, packing_attributes
+from .cells import cells_of
 from .guard import Guard
 from .h5py_reader import virtual_parts
 from .libhdf5 import EXTENSIBLE_ARRAY, Plugins, chunk_index, edges_are_whole, has_unknown_properties
@@ -95,6 +96,7 @@ class Arrays:
         if all(part.item.problem is not None for part in parts):
             last = parts[-1]
             problem = f"its member {last.name!r}: {last.item.problem}" if last.name else last.item.problem
+            known |= cells_of(dataset, stored)
             return [_refused(known, problem or "its records have no members")]
         if not dataset.shape:
             return [_scalar(known, dataset, stored, parts[0]) if not self._members else _refused(known, _SCALAR)]
@@ -102,6 +104,7 @@ class Arrays:
             problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
             return [_refused(known, problem)]
         known["packing"] = _packing(dataset, parts)
+        known["dimensions"] = dimensions_of(dataset)
         known["filters"] = _filters(properties) if kind == h5d.CHUNKED else ()
         own = self._own(dataset, properties, stored, parts, known)
         if own is not None:
@@ -256,7 +259,7 @@ def _unreadable(reason: str, path: str = "") -> ArrayLayout:
 
 
 def _refused(known: dict[str, Any], reason: str) -> ArrayLayout:
-    given = {name: known[name] for name in ("path", "shape", "attributes", "text") if name in known}
+    given = {name: known[name] for name in ("path", "shape", "attributes", "text", "refers") if name in known}
     return ArrayLayout(**given, dtype="|u1", unreadable=reason)
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from h5feed.stored.packing import PACKING
-from h5py import h5a, h5t
+from h5py import h5a, h5r, h5t
 
 from .pickled_lists import plain_list
 from .stored_types import describe
@@ -25,6 +25,8 @@ MAX_NAME_BYTES = 1 << 10
 
 _SHORT = 64
 """Maximum size in bytes of an element of a packing attribute."""
+
+_DIMENSIONS = "DIMENSION_LIST"
 
 _FUEL = ("split", "source", "start", "stop", "indices", "available")
 
@@ -53,16 +55,35 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     return attributes
 
 
-def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
-    """Attributes that say how numbers are packed, with their dtypes. Unreadable ones are left out."""
-    values = {}
+def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any] | None]:
+    """Attributes that say how numbers are packed, with their dtypes; None for those that cannot be read."""
+    values: dict[str, npt.NDArray[Any] | None] = {}
     for name in PACKING:
         with contextlib.suppress(Exception):
             if name in item.attrs:
+                values[name] = None
                 attribute = item.attrs.get_id(name)
                 if attribute.get_type().get_class() in _ATTRIBUTE_CLASSES and attribute.dtype.itemsize <= _SHORT:
-                    values[name] = np.asarray(item.attrs[name])
+                    value = item.attrs[name]
+                    values[name] = np.zeros(0) if isinstance(value, h5py.Empty) else np.asarray(value)
     return values
+
+
+def dimensions_of(item: h5py.Dataset) -> tuple[str, ...]:
+    """The path of the dimension scale of each axis, empty for axes without one. Empty if no axis has any."""
+    try:
+        if _DIMENSIONS not in item.attrs:
+            return ()
+        kind = item.attrs.get_id(_DIMENSIONS).get_type()
+        if kind.get_class() != h5t.VLEN or kind.get_super().get_class() != h5t.REFERENCE:
+            return ()
+        # Of several scales of an axis, the first one is netCDF's.
+        names = [h5r.get_name(scales[0], item.id) if len(scales) else b"" for scales in item.attrs[_DIMENSIONS]]
+    except Exception:
+        # Then it has no dimensions: its rows are along the first axis.
+        return ()
+    paths = tuple(decoded(name or b"").strip("/") for name in names)
+    return paths if len(paths) == len(item.shape) and any(paths) else ()
 
 
 def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:

@@ -17,6 +17,7 @@ import encodings.ascii
 import encodings.latin_1
 import encodings.raw_unicode_escape
 import encodings.utf_8
+import encodings.utf_16_le
 import errno
 import json
 import os
@@ -54,10 +55,18 @@ MAX_DEPTH = 32
 MAX_TEXT_TOTAL = 16 << 20
 """Bound on the bytes of names, attributes and reasons in one layout, which every worker holds in memory."""
 
-_TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse")
+_TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse", "NX_class")
 """Attributes of groups that say how to interpret the arrays below them."""
 
-_USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
+_USED_LATE = (
+    cv2,
+    encodings.ascii,
+    encodings.latin_1,
+    encodings.raw_unicode_escape,
+    encodings.utf_16_le,
+    encodings.utf_8,
+    numpy.ma,
+)
 """Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
 
 TOGETHER_SECONDS = 1.0
@@ -222,7 +231,15 @@ class _Walk:
             return
         if len(self._arrays) >= MAX_ARRAYS:
             raise _Full
-        about = (array.path, array.attributes, array.text, array.enum_names, array.unreadable, array.shape)
+        about = (
+            array.path,
+            array.attributes,
+            array.text,
+            array.enum_names,
+            array.unreadable,
+            array.shape,
+            array.refers,
+        )
         self._spend(512 + json_bytes(about) + len(array.inline or b"") + len(array.fill))
         self._arrays[array.path] = array
 

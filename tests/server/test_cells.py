@@ -1,0 +1,158 @@
+"""MATLAB's cells and structs, as ``save -v7.3`` writes them: entries are rows if they are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import h5py
+import numpy as np
+import pytest
+
+from tests.support.server_process import ServerProcess
+
+COUNT = 12
+random = np.random.default_rng(0)
+IMAGES = [random.integers(0, 256, (8, 6)).astype("u1") for _ in range(COUNT)]
+SIGNALS = [random.normal(size=(1, 3 + number % 4)) for number in range(COUNT)]
+SIGNALS[4] = np.zeros((0, 0))
+POINTS = [random.normal(size=(3, 1)) for _ in range(COUNT)]
+LABELS = [("cat", "dog", "Käfer")[number % 3] for number in range(COUNT)]
+AGES = [np.array([[20.0 + number]]) for number in range(COUNT)]
+LONG = [random.normal(size=(1, 5000)).astype("f4") for _ in range(3)]
+
+
+class _Matlab:
+    """Writes variables as MATLAB does: axes in reverse, entries of cells in ``#refs#``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._count = path, 0
+        self._file = h5py.File(path, "w", userblock_size=512)
+        self._refs = self._file.create_group("#refs#")
+        # MATLAB's own empty value, which is always there.
+        self._array(self._refs, "a", np.zeros((0, 0)), "canonical empty")
+
+    def _array(self, group: h5py.Group, name: str, value: Any, kind: str | None = None) -> h5py.Dataset:
+        text = isinstance(value, str)
+        stored = np.frombuffer(value.encode("utf-16-le"), "<u2").reshape(1, -1) if text else value
+        is_empty = stored.size == 0
+        chunks = stored.T.shape if stored.nbytes > 4096 else None
+        data = np.array(stored.shape, "u8") if is_empty else stored.T
+        made = group.create_dataset(name, data=data, chunks=chunks, compression=chunks and "gzip")
+        kinds = {"f8": "double", "f4": "single", "u1": "uint8"}
+        made.attrs["MATLAB_class"] = np.bytes_(kind or ("char" if text else kinds[stored.dtype.str[1:]]))
+        if text:
+            made.attrs["MATLAB_int_decode"] = np.int32(2)
+        if is_empty:
+            made.attrs["MATLAB_empty"] = np.uint8(1)
+        return made
+
+    def references(self, path: str, values: Sequence[Any], *, shape: tuple[int, int] | None = None) -> h5py.Dataset:
+        made = []
+        for value in values:
+            self._count += 1
+            name = f"b{self._count}"
+            if isinstance(value, list):
+                made.append(self.references(f"#refs#/{name}", value).ref)
+                self._file[f"#refs#/{name}"].attrs["MATLAB_class"] = np.bytes_("cell")
+            else:
+                made.append(self._array(self._refs, name, value).ref)
+        # A cell of N × 1 is stored as 1 × N.
+        return self._file.create_dataset(path, data=np.array(made, h5py.ref_dtype).reshape(shape or (1, -1)))
+
+    def cell(self, name: str, values: Sequence[Any], shape: tuple[int, int] | None = None) -> None:
+        self.references(name, values, shape=shape).attrs["MATLAB_class"] = np.bytes_("cell")
+
+    def array(self, name: str, value: Any) -> None:
+        self._array(self._file, name, value)
+
+    def struct(self, name: str) -> None:
+        self._file.create_group(name).attrs["MATLAB_class"] = np.bytes_("struct")
+
+    def close(self) -> None:
+        self._file.close()
+        with self._path.open("r+b") as raw:
+            raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+    folder = tmp_path_factory.mktemp("cells") / "data"
+    folder.mkdir()
+    file = _Matlab(folder / "cells.mat")
+    file.cell("images", IMAGES)
+    file.cell("signals", SIGNALS, (COUNT, 1))
+    file.cell("points", POINTS)
+    file.cell("label", LABELS)
+    file.array("score", np.arange(COUNT, dtype="f8").reshape(-1, 1))
+    file.cell("mixed", [np.zeros((2, 2)), *IMAGES[1:]])
+    file.cell("uneven", [random.normal(size=(2, 2 + number)) for number in range(COUNT)])
+    file.cell("nested", [[np.ones((1, 1))]] * COUNT)
+    file.cell("several", IMAGES, (3, 4))
+    file.close()
+    file = _Matlab(folder / "people.mat")
+    file.struct("people")
+    for name, values in (("age", AGES), ("name", LABELS), ("photo", IMAGES)):
+        file.references(f"people/{name}", values, shape=(COUNT, 1))
+    file.close()
+    file = _Matlab(folder / "one.mat")
+    file.struct("data")
+    file.array("data/x", random.normal(size=(40, 6)))
+    file.array("data/y", (np.arange(40.0) % 3).reshape(-1, 1))
+    file.close()
+    file = _Matlab(folder / "long.mat")
+    file.cell("x", LONG)
+    file.close()
+    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
+    with h5feed.connect(process.url, deadline=60) as connected:
+        yield connected
+    assert process.stop() == 0
+
+
+def test_alike_entries_are_rows(feed: h5feed.Feed) -> None:
+    """Entries in any order: matrices with their axes in reverse, as h5py has them; vectors and texts as such."""
+    dataset, rows = feed["cells"], np.random.default_rng(1).permutation(COUNT)
+    assert dataset.rows == COUNT
+    fields = {field["name"]: field for field in dataset.info["fields"]}
+    found = dataset.take(rows, fields=["images", "points"])
+    np.testing.assert_array_equal(found["images"], np.array([IMAGES[row].T for row in rows]))
+    np.testing.assert_array_equal(found["points"], np.array([POINTS[row][:, 0] for row in rows]))
+    assert found["images"].dtype == np.uint8 and fields["images"]["note"].endswith("their axes are reversed")
+    lists = dataset.take(rows, fields=["signals"]).lists("signals")
+    for row, one in zip(rows, lists, strict=True):
+        np.testing.assert_array_equal(one, SIGNALS[row].reshape(-1))
+    np.testing.assert_array_equal(dataset.take(rows, fields=["score"])["score"].reshape(-1), rows)
+    assert dataset.take(rows, fields=["label"]).text("label") == [LABELS[row] for row in rows]
+    assert fields["label"]["role"] == "label" and fields["images"]["role"] == "input"
+    long = feed["long"].take([2, 0], fields=["x"])["x"]
+    np.testing.assert_array_equal(long, np.array([LONG[2][0], LONG[0][0]]))
+    for x, y in dataset.loader(x="images", y="label", batch_size=5, shuffle=True, seed=4):
+        assert x.shape[1:] == (6, 8) and len(x) == len(y)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mixed", "different classes: double, uint8"),
+        ("uneven", "different shapes: \\[2, 2\\], \\[3, 2\\], \\[4, 2\\]"),
+        ("nested", "entry 0 is neither an array of numbers nor a text"),
+        ("several", "a matrix of 4 × 3 cells"),
+    ],
+)
+def test_what_is_refused(feed: h5feed.Feed, name: str, reason: str) -> None:
+    with pytest.raises(h5feed.UnsupportedField, match=reason):
+        feed["cells"].take([0], fields=[name])
+
+
+def test_structs(feed: h5feed.Feed) -> None:
+    """An array of structs has one row for each, and the members of a single struct are fields."""
+    people = feed["people"]
+    assert people.rows == COUNT
+    found = people.take(range(COUNT), fields=["age", "photo", "name"])
+    np.testing.assert_array_equal(found["age"], 20.0 + np.arange(COUNT))
+    np.testing.assert_array_equal(found["photo"], np.array([photo.T for photo in IMAGES]))
+    assert found.text("name") == LABELS
+    one = feed["one"]
+    assert one.rows == 40 and one.take([0], fields=["x"])["x"].shape == (1, 6)
