@@ -12,7 +12,8 @@ from .lineage import Source, source_of
 from .net import jobs
 from .options import OrderOptions, SplitOptions, TorchRowsOptions
 from .pictures import PNG, Picture
-from .remote_dataset import RemoteDataset, row_ids
+from .remote_dataset import RemoteDataset
+from .row_selection import row_ids
 from .row_table import RowTable, row_table
 from .suggestions import check_options
 from .trainable import Trainable

@@ -1,4 +1,4 @@
-"""A dataset on a server: its fields, splits and statistics, and its batches, read ahead."""
+"""A dataset on a server: its rows, and its batches, read ahead."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import math
 import operator
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
-from .answers import DatasetInfo, NamedSplits, PlanInfo, SplitsInfo, StatsInfo
+from .answers import DatasetInfo, PlanInfo
 from .batch import Batch
 from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
-from .crops import Crops, RowShape, crop_of, crop_text, crops_of
-from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
+from .described import CROPPED, OF_OTHER, without_crops
+from .errors import BadAnswer, BadParameter, RowOutOfRange, TooLarge
 from .fetching.cached import MadeOf, Origin, cached_fetch, takes_of
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.dense import dense_fetch, unpacked, unpacked_fetch
@@ -38,91 +37,41 @@ from .fetching.server import (
     fetch_rows,
     fetcher,
     only_batch,
-    only_tensor,
     rows_in,
     taker,
 )
-from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
+from .frames import DTYPES, Frame
 from .images import ImageSpec
-from .net import jobs
-from .net.balancing import ReplicaStats
 from .net.client import Client
-from .net.concurrency import Link
-from .offsets import Offsets, axes_of, has_masks, offsets_by_name, offsets_of, offsets_text, renamed
-from .options import (
-    OrderOptions,
-    SplitOptions,
-    split_options,
-)
+from .offsets import axes_of
+from .options import OrderOptions, split_options
 from .order import BatchGrid
-from .pictures import PNG, Picture, PlotKind
-from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
-from .ragged import OPTIONS, Layout, layout_of
+from .plan import Plan, names_of, quoted, tail_of
 from .revisions import is_provisional
+from .row_selection import key_list, row_ids
 from .samples import Samples
 from .schema import checked
-from .splits import Splits, replaced_told, tell_replaced
-from .stats import FieldStats, Stats
-from .stored.packing import PACKING, Packing
-from .suggestions import check_options, did_you_mean
-from .tables import titled_table
+from .splits import replaced_told, tell_replaced
+from .suggestions import did_you_mean
+from .summaries import Summaries
 from .weights import GivenWeights
-from .wire import CROP, OFFSETS, ROWS, Tensor, dtype_named, rows_of_other
+from .wire import OFFSETS, ROWS, Tensor, dtype_named, rows_of_other
 
 CODECS = ("zstd",)
 """Values of ``compress``."""
 
 _MAX_PLANS = 256
 
-_OF_OTHER = "/"
-"""Between the names of a joined dataset and of its field: no name of either contains it."""
-
-_NOT_BY_ID = "samples are made of several rows"
-_CROPPED = "rows are cropped by the server"
-_JOINED = "samples are made of rows of several datasets"
-"""See `Plan.not_by_id` and `Plan.not_here`."""
-
-_SETTLE_POLL_SECONDS = 0.5
-"""Interval at which the server is asked whether it has hashed the files."""
-
-_BODY_HEAD_BYTES = 1 << 20
-"""Maximum header size of a body that is not a batch."""
-
-
 D = TypeVar("D", bound="RemoteDataset")
 
 
-class RemoteDataset(Samples):
+class RemoteDataset(Summaries):
     """The part of `h5feed.Dataset` that the training loops use; see there for its attributes."""
 
-    fields: dict[str, Field]
-
     def __init__(self, client: Client, info: dict[str, Any]) -> None:
-        self._client = client
-        self.info = info
-        self.name: str = info["name"]
-        self._revision: str = info["revision"]
-        self.rows: int = info["rows"]
-        self.class_names: list[str] | None = info.get("class_names")
-        self.fields = {
-            field["name"]: Field(
-                field["name"],
-                field["role"],
-                tuple(field["shape"]),
-                field["dtype"],
-                field["readable"],
-                field["reason"],
-                field["ragged"],
-                tuple(field["class_names"]) if field.get("class_names") else None,
-                field["sparse"]["index_dtype"] if field.get("sparse") else None,
-            )
-            for field in info["fields"]
-        }
-        self._joins: tuple[tuple[str, dict[str, Any]], ...] = ()
-        self._how: str | None = None
+        super().__init__(client, info)
         self._caches: dict[tuple[str, int | None, int, str], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
-        self._path = f"/v1/datasets/{quoted(self.name)}"
 
     @classmethod
     def opened(cls, client: Client, name: str, revision: str | None = None) -> Self:
@@ -142,23 +91,6 @@ class RemoteDataset(Samples):
         given = None if server is None else (server.name, self.revision)
         told = replaced_told(self.name, self._revision)
         return _unpickled, (type(self), self._client, self.info, told, given, self._joins, self._how)
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
-        return f"<Dataset {self.name!r}, {self.rows} rows, {fields}, revision {self.revision}>"
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (field.name, field.role, field.dtype, list(field.shape), "ragged" if field.ragged else field.reason or "")
-            for field in self.fields.values()
-        ]
-        classes = "" if self.class_names is None else f", {len(self.class_names):,} classes"
-        title = f"Dataset {self.name!r}, {self.rows:,} rows{classes}, revision {self.revision}"
-        return titled_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.rows
 
     def join(self: D, *others: str, how: Literal["inner"] | None = None) -> D:
         """This dataset with the fields of others, so that a sample has rows of several datasets of the server.
@@ -202,13 +134,6 @@ class RemoteDataset(Samples):
             return self
         return self.join(*([others] if isinstance(others, str) else others or ()), how=how)
 
-    @property
-    def join_options(self) -> dict[str, Any]:
-        """The options ``join``, with revisions, and ``how`` of the joined datasets; empty if there are none."""
-        if not self._joins:
-            return {}
-        return {"join": [text for text, _ in self._joins]} | ({} if self._how is None else {"how": self._how})
-
     def _with_joins(self: D, joins: Sequence[tuple[str, dict[str, Any]]], how: str | None) -> D:
         """A dataset with the fields of others.
 
@@ -223,86 +148,11 @@ class RemoteDataset(Samples):
         joined._joins, joined._how = tuple(joins), how
         for _, info in joins:
             for field in RemoteDataset(self._client, info).fields.values():
-                name = f"{info['name']}{_OF_OTHER}{field.name}"
+                name = f"{info['name']}{OF_OTHER}{field.name}"
                 # There is one label: that of this dataset.
                 role = "other" if field.role == "label" else field.role
                 joined.fields[name] = replace(field, name=name, role=role)
         return joined
-
-    @property
-    def url(self) -> str:
-        """The server, or several with commas between them, or the path that was opened."""
-        return self._client.url
-
-    @property
-    def via(self) -> str:
-        """How the servers are reached: over a Unix socket, or over TCP and why not over a Unix socket."""
-        via = self._client.via
-        return next(iter(via.values())) if len(via) == 1 else "; ".join(f"{url}: {how}" for url, how in via.items())
-
-    @property
-    def replicas(self) -> tuple[ReplicaStats, ...]:
-        """What each server has done so far, and which are left out: see `h5feed.Feed.replicas`."""
-        return self._client.replicas
-
-    @property
-    def revision(self) -> str:
-        """The revision of the data: a digest of its content, or a provisional name until a response tells that."""
-        return self._client.names.current(self._revision)
-
-    def settle(self) -> str:
-        """Wait until the server has hashed the files, and return the revision by content.
-
-        Raises
-        ------
-        Preparing
-            It takes longer than the deadline of the connection.
-        RevisionChanged
-        """
-        deadline = time.monotonic() + self._client.deadline
-        while is_provisional(self.revision):
-            info = checked(self._client.json(self._path, {"revision": self._revision}), DatasetInfo, "dataset")
-            if not is_provisional(self.revision):
-                break
-            if time.monotonic() + _SETTLE_POLL_SECONDS > deadline:
-                hashing = info.get("hashing")
-                far = f"{hashing['done']:,} of {hashing['total']:,} bytes" if hashing else "not all of them"
-                raise Preparing(
-                    f"{self.name!r} has the provisional revision {self._revision}: after {self._client.deadline:g} s, "
-                    f"the server has hashed {far}. It goes on; try again later."
-                )
-            time.sleep(_SETTLE_POLL_SECONDS)
-        return self.revision
-
-    def check_is(self, revision: str) -> None:
-        """Check that a name stands for these data, which may have another name now.
-
-        If one of the names is provisional, the server is asked.
-
-        Raises
-        ------
-        RevisionChanged
-            It stands for other data, or no server knows it.
-        Preparing
-            That is not known before the server has hashed the files.
-        """
-        names = self._client.names
-        if names.are_same(revision, self.revision):
-            return
-        if is_provisional(revision):
-            self._client.json(self._path, {"revision": revision})
-        elif is_provisional(self.revision):
-            self.settle()
-        if is_provisional(names.current(revision)) and is_provisional(self.revision):
-            self.settle()
-            self._client.json(self._path, {"revision": revision})
-        if not names.are_same(revision, self.revision):
-            raise RevisionChanged(f"{self.name!r} has revision {self.revision}, not {revision}")
-
-    @property
-    def shape(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each field with rows of equal shape, including the row axis."""
-        return {field.name: (self.rows, *field.shape) for field in self.fields.values() if not field.ragged}
 
     @overload
     def __getitem__(self, rows: int) -> dict[str, npt.NDArray[Any]]: ...
@@ -399,9 +249,9 @@ class RemoteDataset(Samples):
         RowOutOfRange, KeysNotFound, AmbiguousKey, TooLarge
         """
         if self._joins and fields is None:
-            fields = [name for name in self._chosen({}) if _OF_OTHER not in name]
+            fields = [name for name in self._chosen({}) if OF_OTHER not in name]
         chosen = {} if fields is None else {"fields": [fields] if isinstance(fields, str) else list(fields)}
-        if self._joins and (of_other := next((name for name in chosen["fields"] if _OF_OTHER in name), None)):
+        if self._joins and (of_other := next((name for name in chosen["fields"] if OF_OTHER in name), None)):
             raise BadParameter(f"take returns rows of {self.name!r} alone, not {of_other!r}: see batches()")
         if (rows is None) == (keys is None) or (keys is None) != (key is None):
             raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
@@ -416,159 +266,6 @@ class RemoteDataset(Samples):
     def dense_rows(self, rows: Sequence[int] | npt.NDArray[Any], fields: Sequence[str] | None = None) -> Batch:
         """Same as `take`, with dense arrays instead of sparse rows."""
         return self.take(rows, fields=fields).densified(self._client.pool)
-
-    def splits(
-        self,
-        *,
-        classes: str | None = None,
-        timeout: float = jobs.TIMEOUT,
-        progress: jobs.Progress | None = None,
-        **options: Unpack[SplitOptions],
-    ) -> Splits:
-        """Rows, class counts and shares, class weights and digest of each split. Prints as a table.
-
-        The server computes the splits once per revision.
-
-        Parameters
-        ----------
-        classes : str, optional
-            Field whose classes are counted; default: the field used to stratify, or the label.
-        timeout : float
-            Seconds to wait if the server has to read labels and compute the splits first.
-        progress : callable, optional
-            Called meanwhile as ``progress(done, total)`` in rows. Each row counts once for every field that is read and
-            once for every division of the rows.
-
-        Raises
-        ------
-        ReadTimeout
-        """
-        params = self._params(None, options, SplitOptions, self.splits) | (
-            {} if classes is None else {"classes": classes}
-        )
-        ask = partial(self._client.json, f"{self._path}/splits", params, is_job=True)
-        answer = checked(jobs.wait_for(ask, "splits", timeout, progress), SplitsInfo, "splits")
-        checked(answer["splits"], NamedSplits, "splits")
-        if self._how == "inner":
-            note = 'rows that the join leaves out (how="inner") are counted, too; plan(split).rows is without them'
-            answer["note"] = "; ".join(filter(None, [answer["note"], note]))
-        return Splits(self._of_this_revision(answer))
-
-    @overload
-    def stats(
-        self,
-        split: str = "all",
-        *,
-        field: None = None,
-        timeout: float = jobs.TIMEOUT,
-        progress: jobs.Progress | None = None,
-        **options: Unpack[SplitOptions],
-    ) -> Stats: ...
-
-    @overload
-    def stats(
-        self,
-        split: str = "all",
-        *,
-        field: str,
-        timeout: float = jobs.TIMEOUT,
-        progress: jobs.Progress | None = None,
-        **options: Unpack[SplitOptions],
-    ) -> FieldStats: ...
-
-    def stats(
-        self,
-        split: str = "all",
-        *,
-        field: str | None = None,
-        timeout: float = jobs.TIMEOUT,
-        progress: jobs.Progress | None = None,
-        **options: Unpack[SplitOptions],
-    ) -> Stats | FieldStats:
-        """Mean, standard deviation, histogram, classes … of the rows of one split only.
-
-        The server computes them once per revision. Those of a field of a joined dataset are of the partners of these
-        rows, each as often as it is one.
-
-        Parameters
-        ----------
-        field : str, optional
-            One field; default: all fields, by name.
-        timeout : float
-            Seconds to wait if the server has to read the data first.
-        progress : callable, optional
-            Called meanwhile as ``progress(done, total)`` in bytes.
-
-        Raises
-        ------
-        ReadTimeout
-        """
-        of_split = self._params(split, options, SplitOptions, self.stats) | self._joined_params(field)
-        params = of_split | ({} if field is None else {"field": field})
-        ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
-        answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
-        found = Stats(self._of_this_revision(answer), partial(self._plot, of_split, timeout))
-        if answer["replaces"]:
-            tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
-        if field is None:
-            return found
-        if field not in found:
-            raise BadAnswer(f"requested statistics of {field!r}, but received those of {', '.join(found)}")
-        return found[field]
-
-    @property
-    def _all_joins(self) -> dict[str, Any]:
-        """The parameters of joins."""
-        return {"join": tuple(text for text, _ in self._joins)} | ({} if self._how is None else {"how": self._how})
-
-    def _joined_params(self, field: str | None) -> dict[str, Any]:
-        """The parameters of joins that the statistics of a field, or of all, depend on."""
-        if not self._joins or (field is not None and self._how is None and self.owner_of(field)[0] is self):
-            return {}
-        return self._all_joins
-
-    def _plot(self, of_split: Mapping[str, Any], timeout: float, field: str | None, kind: PlotKind | None) -> Picture:
-        """A plot of statistics of a split; see `Stats.plot`."""
-        params = {
-            **of_split,
-            **{name: value for name, value in (("field", field), ("kind", kind)) if value is not None},
-        }
-        ask = partial(self._client.content, f"{self._path}/stats/plot", params, PNG, is_job=True)
-        return Picture(jobs.wait_for(ask, "statistics", timeout, None))
-
-    def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
-        """The mean image of a field over the rows of one split only, (*sample,) float32."""
-        params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
-        params |= self._joined_params(field)
-        shape = self.fields[field].shape if field in self.fields else ()
-        most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
-        ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
-        body = jobs.wait_for(ask, "statistics", jobs.TIMEOUT, None)
-        image, _ = only_tensor(body, "mean_image", "float32", self.revision, self._client.names)
-        if image.shape != shape:
-            raise BadAnswer(f"received a mean image of shape {list(image.shape)}, expected {list(shape)}")
-        return image
-
-    def split_rows(
-        self,
-        split: str,
-        *,
-        timeout: float = jobs.TIMEOUT,
-        progress: jobs.Progress | None = None,
-        **options: Unpack[SplitOptions],
-    ) -> npt.NDArray[np.int64]:
-        """Row ids of a split, ascending, (rows,) int64. `timeout` and `progress` are those of `splits`."""
-        params = self._params(None, options, SplitOptions, self.split_rows)
-        most = min(_BODY_HEAD_BYTES + 8 * self.rows, MAX_BODY_BYTES)
-        path = f"{self._path}/splits/{quoted(split)}/rows"
-        ask = partial(self._client.body, path, params, max_bytes=most, is_job=True)
-        body = jobs.wait_for(ask, "rows of the split", timeout, progress)
-        rows, about = only_tensor(body, ROWS, "int64", self.revision, self._client.names)
-        if rows.ndim != 1 or (rows.size and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any())):
-            raise BadAnswer(f"the row ids of {split!r} must be ascending and below {self.rows:,}, but are not")
-        if "replaced" in about:
-            tell_replaced(self.name, self._revision, split_options(options), about["replaced"])
-        return rows
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """The rows and batches of an epoch, known before fetching."""
@@ -629,7 +326,7 @@ class RemoteDataset(Samples):
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             rows_per_sample=max([1, *(math.prod(axes_of(own)) for own in self._offsets(asked).values())]),
             not_by_id=self._not_by_id(asked),
-            not_here=_CROPPED if is_cropped else "",
+            not_here=CROPPED if is_cropped else "",
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
@@ -639,14 +336,6 @@ class RemoteDataset(Samples):
             fill=packed["fill"] if (packed := answer.get("packed")) else None,
             bucket_rows=answer.get("bucket_rows"),
         )
-
-    def _not_by_id(self, asked: Mapping[str, Any]) -> str:
-        """See `Plan.not_by_id`."""
-        if asked.get("crop") is not None:
-            return _CROPPED
-        if self._offsets(asked) or renamed(asked):
-            return _NOT_BY_ID
-        return _JOINED if self._joins else ""
 
     def fetch_of(
         self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None = None, pool: BufferPool | None = None
@@ -664,16 +353,6 @@ class RemoteDataset(Samples):
         requests = (1 if cache is None else 3) * plan.parts + 1 + bool(plan.images) + placed
         requests += 0 if cache is None else takes_of(plan, self._made_of(plan))
         return self._fetch(plan, cache, pool), requests * self._client.deadline
-
-    @property
-    def pool(self) -> BufferPool:
-        """The memory of the batches."""
-        return self._client.pool
-
-    @property
-    def link(self) -> Link:
-        """What streams have learnt about the link to the servers."""
-        return self._client.link
 
     def read_passes(
         self,
@@ -753,7 +432,7 @@ class RemoteDataset(Samples):
     ) -> Fetch[Batch]:
         """Fetch blocks through a local cache."""
         client_of = partial(fetcher, client, self._path)
-        made_of, uncropped = self._made_of(plan), _without_crops(plan)
+        made_of, uncropped = self._made_of(plan), without_crops(plan)
         take = partial(
             taker,
             client,
@@ -795,54 +474,6 @@ class RemoteDataset(Samples):
             cache = self.cache(cache)
         return cached(cache, self.revision)
 
-    def _made_of(self, plan: Plan) -> dict[str, MadeOf]:
-        """What the fields of samples are made of, but for sparse ones.
-
-        Raises
-        ------
-        BadParameter
-            A row is too long to be fetched as a whole, or the server does not tell the rows of a joined dataset.
-        """
-        names = _fields_of(plan)
-        asked = {**plan.asked, "fields": names}
-        known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
-        by_key = [info["name"] for text, info in self._joins if ":" in text]
-        found = {}
-        for name in names:
-            if name in plan.frame.sparse:
-                continue
-            is_list = name in plan.frame.flat and name not in plan.decoding
-            is_cropped = crops is not None and name in crops.fields
-            origin, field = self._origin_of(stored.get(name, name))
-            if offsets.get(name, 0) != 0 and origin in by_key:
-                raise BadParameter(
-                    f"cache= cannot be used here: {name!r} has several rows of {origin!r}, which is joined by key, and "
-                    "the server tells only the partner of the sample's own row. Leave out cache=, or give this field "
-                    "the offset 0"
-                )
-            found[name] = MadeOf(
-                origin,
-                field,
-                None if is_list else known[name].shape,
-                offsets.get(name, 0),
-                crops.lengths if crops is not None and is_cropped else None,
-            )
-            row_bytes = math.prod(known[name].shape) * plan.frame.tensors[name][0].itemsize
-            if is_cropped and row_bytes > plan.max_bytes:
-                raise BadParameter(
-                    f"cache= keeps whole rows, of which parts are cropped, but a row of {name!r} has {row_bytes:,} "
-                    f"bytes, and a response may have {plan.max_bytes:,}: leave out cache=, or start the server with a "
-                    "larger H5FEED_MAX_BODY_BYTES"
-                )
-        return found
-
-    def _origin_of(self, field: str) -> tuple[str, str]:
-        """The joined dataset that a field is of, and its name there; "" if it is of this dataset."""
-        for _, info in self._joins:
-            if field.startswith(f"{info['name']}{_OF_OTHER}"):
-                return info["name"], field.removeprefix(f"{info['name']}{_OF_OTHER}")
-        return "", field
-
     def _other_origins(
         self,
         plan: Plan,
@@ -867,12 +498,6 @@ class RemoteDataset(Samples):
                     rows_of_other(other.name) if by_key else ROWS,
                 )
         return found
-
-    def _frame_of_rows(self, plan: Plan) -> Frame:
-        """The tensors of single rows of this dataset, of which the samples of a plan are made."""
-        stored = renamed(plan.asked)
-        own = dict.fromkeys(stored.get(name, name) for name in _fields_of(plan))
-        return self._frame({"fields": list(own), "encoded": plan.params.get("encoded")})
 
     def _decoding(self, options: OrderOptions) -> tuple[OrderOptions, dict[str, ImageSpec]]:
         """Options for the server, and the fields to decode here.
@@ -919,151 +544,6 @@ class RemoteDataset(Samples):
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
 
-    def _laid_out(self, options: OrderOptions) -> tuple[OrderOptions, Layout | None]:
-        """Options for the server, and how to pad or pack here what it sends.
-
-        Raises
-        ------
-        BadParameter, FieldNotFound, UnsupportedField
-        """
-        fields = None if options.get("fields") is None else names_of(options.get("fields"))
-        layout = layout_of(self.fields, fields, options)
-        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
-        if layout is not None:
-            asked |= layout.params
-            if fields is None:
-                others = [] if layout.pack is not None else self._chosen(options)
-                asked["fields"] = list(dict.fromkeys([*others, *layout.fields]))
-        elif self._joins and fields is None:
-            asked["fields"] = self._chosen(options)
-        return cast(OrderOptions, asked), layout
-
-    def _described(self) -> dict[str, dict[str, Any]]:
-        """The server's descriptions of all fields by name, also of joined datasets."""
-        found = {field["name"]: field for field in self.info["fields"]}
-        for _, info in self._joins:
-            found |= {f"{info['name']}{_OF_OTHER}{field['name']}": field for field in info["fields"]}
-        return found
-
-    def _unpacking(self, options: OrderOptions) -> dict[str, Packing]:
-        """How to unpack the requested fields, with ``decode_cf``.
-
-        Raises
-        ------
-        BadParameter
-            The pieces of a field are packed in several ways, or its attributes have no meaning; or no field is packed.
-        """
-        if not options.get("decode_cf"):
-            return {}
-        found: dict[str, Packing] = {}
-        for name, packed in self.packed_fields(self._chosen(options), options).items():
-            problem = next((one["problem"] for one in packed if one.get("problem")), None)
-            if problem is not None:
-                raise BadParameter(
-                    f"decode_cf: {name!r} cannot be unpacked: {problem}. Read it as it is stored, without decode_cf"
-                )
-            if len(packed) > 1:
-                raise BadParameter(
-                    f"decode_cf: the pieces of {name!r} are packed in {len(packed)} ways: let the server unpack them, "
-                    'with apply = "scale" in h5feed.toml'
-                )
-            (one,) = packed
-            found[name] = Packing(
-                one["dtype"], one["scale_factor"], one["add_offset"], tuple(one["missing"]), one["unsigned"]
-            )
-        if not found:
-            raise BadParameter(
-                f"decode_cf: none of the fields {self._chosen(options)} of {self.name!r} has attributes that say how "
-                f"to unpack it ({', '.join(PACKING)}), or the server unpacks it already: leave out decode_cf"
-            )
-        return found
-
-    def packed_fields(self, names: Iterable[str], options: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-        """Those of the fields that are packed by the CF conventions, and how: see `PackedInfo`."""
-        described, stored = self._described(), renamed(options)
-        ways = {name: described.get(stored.get(name, name), {}).get("cf") for name in names}
-        return {name: packed for name, packed in ways.items() if packed}
-
-    def _dense_bytes(self, frame: Frame) -> int:
-        """Bytes of a row of all sparse fields as dense arrays."""
-        return sum(columns * DTYPES[self.fields[name].dtype].itemsize for name, columns in frame.sparse.items())
-
-    def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
-        """The requested fields that the server decodes from image files, and the client may decode instead."""
-        if self._offsets(asked) or asked.get("crop") is not None:
-            return {}
-        as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
-        return {
-            name: StoredImages(
-                field["decode"],
-                field.get("image_libraries"),
-                field.get("image_bytes"),
-                self.rows * math.prod(self.fields[name].shape),
-            )
-            for field in self.info["fields"]
-            if field.get("decode") and (name := field["name"]) in chosen and name not in as_stored
-        }
-
-    def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
-        """Names of the requested fields."""
-        if asked.get("fields") is not None:
-            return names_of(asked["fields"])
-        of_roles = {*self.fields_of_role("input"), *self.fields_of_role("label")}
-        # In the order of the server, which is that of all fields.
-        found = [name for name in self.fields if name in of_roles]
-        found = found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
-        return [*found, *renamed(asked)]
-
-    def _frame(self, asked: Mapping[str, Any]) -> Frame:
-        """The expected tensors of a response. Unknown fields are left to the server to reject."""
-        known = self._known(asked)
-        fields = [known[name] for name in self._chosen(asked) if name in known]
-        crops = self.crops(asked)
-        if crops is not None:
-            fields = [replace(field, shape=crops.shape(field.name, field.shape)) for field in fields]
-        return Frame.of(
-            self.rows,
-            fields,
-            names_of(asked.get("encoded")),
-            weighted=tail_of(asked) == "pad",
-            offsets=self._offsets(asked),
-            masked=has_masks(asked),
-            cropped_axes=0 if crops is None else len(crops.lengths),
-            packed=asked.get("pack") is not None,
-        )
-
-    def _known(self, asked: Mapping[str, Any]) -> dict[str, Field]:
-        """All fields that batches may have, by the names that they have there."""
-        known = dict(self.fields)
-        for name, field in renamed(asked).items():
-            if field in known:
-                known.setdefault(name, replace(known[field], name=name))
-        return known
-
-    def _offsets(self, asked: Mapping[str, Any]) -> dict[str, Offsets]:
-        """Offsets of the requested fields whose rows are not the samples' own, by name."""
-        return offsets_by_name(asked, self._chosen(asked))
-
-    def crops(self, asked: Mapping[str, Any]) -> Crops | None:
-        """Which fields of an order are cropped, and how; None if nothing is.
-
-        Raises
-        ------
-        FieldNotFound, BadParameter
-        """
-        if asked.get("crop") is None:
-            return None
-        as_stored, known, stored = names_of(asked.get("encoded")), self._known(asked), renamed(asked)
-        described = self._described()
-        rows = {
-            name: RowShape(
-                known[name].shape, 0 if name in as_stored else described[stored.get(name, name)].get("spatial_axes", 0)
-            )
-            for name in self._chosen(asked)
-            if name in known
-        }
-        return crops_of(asked, rows)
-
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
         self._of_this_revision(plan)
@@ -1082,100 +562,12 @@ class RemoteDataset(Samples):
             )
         frame.check_plan((self._tensor(**tensor) for tensor in plan["tensors"]), batch_size)
 
-    def _of_this_revision(self, answer: Any) -> Any:
-        if not self._client.names.are_same(answer["revision"], self.revision):
-            raise BadAnswer(
-                f"requested revision {self.revision} of {self.name!r}, but received {answer['revision']}: a proxy or "
-                "cache between client and server mixes up responses"
-            )
-        return answer
-
     def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
         if dtype == "bfloat16":
             return Tensor(name, dtype_named("BF16"), tuple(shape), is_bfloat16=True)
         if dtype not in DTYPES:
             raise BadAnswer(f"the server sent an unknown dtype {dtype!r} for {name!r}")
         return Tensor(name, DTYPES[dtype], tuple(shape))
-
-    def _params(
-        self, split: str | None, options: Mapping[str, Any], known: type, takes: Callable[..., Any]
-    ) -> dict[str, Any]:
-        check_options(options, takes, known.__annotations__)
-        params: dict[str, Any] = {
-            name: value if isinstance(value, GivenWeights) else parameter(value)
-            for name, value in options.items()
-            if value is not None and name not in ("where", "offsets")
-        }
-        if options.get("offsets") is not None:
-            params["offsets"] = offsets_text(offsets_of(options["offsets"]))
-        if options.get("crop") is not None:
-            params["crop"] = crop_text(crop_of(options["crop"]))
-        if where := conditions(options.get("where")):
-            params["where"] = where
-        if known is OrderOptions and (self._joins or self._how):
-            params |= self._all_joins
-        return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
-
-
-def _fields_of(plan: Plan) -> list[str]:
-    """Names of the fields of samples, without what comes with them."""
-    beside = {CROP, ROWS + OFFSETS} | plan.frame.masks
-    return [name for name in plan.frame.fields if name not in beside]
-
-
-def _without_crops(plan: Plan) -> Plan:
-    """The plan for fields that are neither cached nor cropped.
-
-    Raises
-    ------
-    BadParameter
-    """
-    if CROP not in plan.frame.tensors:
-        return plan
-    if plan.params.get("crop_at") == "grid" and plan.frame.sparse:
-        raise BadParameter(
-            f"cache= keeps no sparse rows, as of {next(iter(plan.frame.sparse))!r}, and a grid of crops needs them for "
-            "each cell: leave out this field, or cache="
-        )
-    params = {name: value for name, value in plan.params.items() if name not in ("crop", "crop_fields", "crop_at")}
-    tensors = {name: kind for name, kind in plan.frame.tensors.items() if name != CROP}
-    return replace(plan, params=params, frame=replace(plan.frame, tensors=tensors))
-
-
-def key_list(keys: Sequence[str | int] | npt.NDArray[Any]) -> list[str | int]:
-    """Keys as they are sent.
-
-    Raises
-    ------
-    BadParameter
-    """
-    if isinstance(keys, str):
-        raise BadParameter(f"keys={keys!r} is a single key: pass a list of keys")
-    listed: list[Any] = list(keys.tolist() if isinstance(keys, np.ndarray) else keys)
-    found: list[str | int] = []
-    for one in listed:
-        if isinstance(one, bytes):
-            try:
-                one = one.decode()
-            except UnicodeDecodeError:
-                raise BadParameter(f"keys are text in UTF-8, which {one!r:.100} is not") from None
-        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (str, int, np.integer)):
-            raise BadParameter(f"keys must be text or integers, not {one!r:.100}")
-        found.append(one if isinstance(one, str) else int(one))
-    return found
-
-
-def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Row ids as an array of integers.
-
-    Raises
-    ------
-    BadParameter
-    """
-    wanted = np.asarray(rows)
-    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise BadParameter(f"rows must be a flat list of integers, got {wanted.dtype} of shape {wanted.shape}")
-    return wanted
 
 
 def _unpickled(
