@@ -29,9 +29,9 @@ from .leased import leased
 SOURCE = "__source__"
 """Name of the field with the number of the source of each row."""
 
-SOURCE_BATCH_BYTES = 16 << 10
-"""Size of the batches in which sources are read. In smaller ones, headers would take a large share of the bytes; of
-larger ones, more rows would be fetched twice, by the two blocks that need parts of them."""
+SOURCE_BATCH_BYTES = 256 << 10
+"""Size of the batches in which sources are read. Each batch takes time, however small it is; of larger ones, more rows
+would be fetched twice, by the two blocks that need parts of them."""
 
 MOST_SOURCE_ROWS = 64
 """Maximum number of rows of such a batch, for small rows."""
