@@ -256,9 +256,9 @@ class Described(Samples):
             origin, field = self._origin_of(stored.get(name, name))
             if offsets.get(name, 0) != 0 and origin in by_key:
                 raise BadParameter(
-                    f"cache= cannot be used here: {name!r} has several rows of {origin!r}, which is joined by key, and "
-                    "the server tells only the partner of the sample's own row. Leave out cache=, or give this field "
-                    "the offset 0"
+                    f"cache= cannot be used here: {origin!r} is joined by key, and {name!r} is taken at other rows "
+                    "than the sample's own, whose partners the server does not tell. Leave out cache=, or give this "
+                    "field the offset 0"
                 )
             found[name] = MadeOf(
                 origin,

@@ -285,7 +285,8 @@ def test_loops(feed: h5feed.Feed) -> None:
 
 def test_rows_under_another_name(feed: h5feed.Feed) -> None:
     """A later cell of each sample, as dense rows, as a matrix, and not scaled in silence."""
-    dataset, options = feed["plain"], {"x": "later", "y": [], "offsets": {"later": ("X", 3)}, "batch_size": 16}
+    dataset = feed["plain"]
+    options: dict[str, Any] = {"x": "later", "y": [], "offsets": {"later": ("X", 3)}, "batch_size": 16}
     (dense,), (sparse,) = next(iter(dataset.loader(**options))), next(iter(dataset.loader(sparse="csr", **options)))
     np.testing.assert_array_equal(dense, X[3:19].toarray())
     assert (sparse != X[3:19]).nnz == 0

@@ -186,9 +186,7 @@ class Preparation:
         expected = y is None and not no_targets and not self._y.names
         self.no_targets = None
         if expected and layout is not None and layout.pack is not None:
-            if not layout.fields:
-                raise BadParameter("pack=: name the lists or text to pack with x=")
-            self.no_targets = _no_packed_targets(layout.fields[0])
+            self.no_targets = _no_packed_targets(layout.fields)
         elif expected:
             self.no_targets = no_label(dataset, self._x.names)
         crops = dataset.crops({**(cropping or {}), "fields": self.fields})
@@ -447,9 +445,11 @@ def _check_known(dataset: Samples, names: list[str], valid: Collection[str]) -> 
             raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")
 
 
-def _no_packed_targets(name: str) -> str:
+def _no_packed_targets(packed: Names[str]) -> str:
     """The message for packed rows without targets: how to choose them."""
+    if not packed:
+        raise BadParameter("pack=: name the lists or text to pack with x=")
     return (
-        f"a packed row has no label, so batches have no targets: choose lists of equal length, such as y={name!r}. "
-        "Use y=[] if this is intended"
+        "a packed row has no label, so batches have no targets: choose lists of equal length, such as "
+        f"y={packed[0]!r}. Use y=[] if this is intended"
     )
