@@ -178,10 +178,10 @@ def key_field(dataset: Dataset, name: str) -> Field:
     field = dataset.field(name)
     is_one = field.is_text or (not field.is_ragged and math.prod(field.sample_shape) == 1)
     if not is_one or field.images is not None or (not field.is_text and field.dtype.kind not in "iu"):
-        said = "a list" if field.is_ragged else f"the shape {[*field.sample_shape]}"
-        said = f"one {field.type_name}" if is_one else f"{said} of {field.type_name}"
+        others = "lists" if field.is_ragged else f"rows of shape {[*field.sample_shape]}"
+        said = f"one {field.type_name} per row" if is_one else f"{others} of {field.type_name}"
         raise UnsupportedField(
-            f"key={name}: a key is a field with one integer or text per row, but {name!r} has {said} per row"
+            f"key={name}: a key is a field with one integer or text per row, but {name!r} has {said}"
         )
     return field
 
