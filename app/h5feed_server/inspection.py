@@ -26,9 +26,11 @@ from .catalog.discovery import leads_out
 from .catalog.entry import Entry
 from .catalog.inspections import NotYet
 from .catalog.single_file import files_of_family
+from .jobs.registry import InProgress
 from .services import Services
 from .settings import Settings
 from .splits.order_spec import OrderSpec
+from .storage.transposed import TransposedFile
 
 _BATCH_ROWS = 64
 _BATCHES = 8
@@ -165,6 +167,11 @@ def _is_dear(field: Field) -> bool:
     return amplification >= _DEAR and amplification * field.row_bytes > _CHEAP
 
 
+def _is_by_columns(field: Field) -> bool:
+    """Whether it is a sparse matrix whose rows are read from a copy."""
+    return any(isinstance(segment.source, TransposedFile) for segment in field.column.segments)
+
+
 def _stored(chunks: list[int] | None, filters: list[str]) -> str:
     if chunks is None:
         return "contiguous"
@@ -185,6 +192,14 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
             body = plan.filled(index, index + 1, lambda size: np.empty(size, np.uint8))
             seconds.append(time.perf_counter() - began)
             nbytes = len(body)
+    except InProgress:
+        # The copy would take as long as reading all of the file, and goes with this process.
+        turned = [field for field in dataset.fields if not field.unreadable and _is_by_columns(field)]
+        names = ", ".join(field.name for field in turned)
+        yield f"stored by columns: {names}. The server makes a copy by rows when rows are first requested"
+        yield "This command writes a file by rows:"
+        yield f"  {_repack(path, turned)}{chosen}"
+        return
     except (FeedError, NotYet) as error:
         yield f"a shuffled batch cannot be read: {error}"
         return
@@ -208,6 +223,6 @@ def _repack(path: Path, dear: list[Field]) -> str:
     stored = sum(segment.array.stored_bytes for field in dear for segment in field.column.segments)
     saved = stored < 0.7 * sum(field.column.nbytes for field in dear)
     saved = saved and all(field.row_bytes > _SMALL_ROW for field in dear)
-    new = path.with_name(f"{path.stem}-for-training{path.suffix}")
+    new = path.with_name(f"{path.stem}-for-training.h5")
     command = f"h5feed-server build {shlex.quote(str(path))} -o {shlex.quote(str(new))}"
     return command + (" --compression zstd" if saved else "")

@@ -113,7 +113,8 @@ def cropped_fields(
         if not names:
             shapes = ", ".join(f"{name}: {list(row.shape)}" for name, row in rows.items()) or "no fields"
             raise BadParameter(
-                f"crop={text}: no field of the samples has rows with {axes} axes besides channels ({shapes:.300})"
+                f"crop={text}: no field has rows with {axes} axes that can be cropped, which axes of channels, sparse "
+                f"rows and lists cannot ({shapes:.300})"
             )
     else:
         names = list(dict.fromkeys(named))

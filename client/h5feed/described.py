@@ -10,7 +10,7 @@ from typing import Any, cast
 from .crops import Crops, RowShape, crops_of
 from .errors import BadParameter
 from .fetching.cached import MadeOf
-from .frames import DTYPES, Field, Frame
+from .frames import Field, Frame
 from .offsets import Offsets, has_masks, offsets_by_name, renamed
 from .options import OrderOptions
 from .plan import Plan, StoredImages, names_of, tail_of
@@ -18,7 +18,7 @@ from .ragged import OPTIONS, Layout, layout_of
 from .samples import Samples
 from .stored.packing import PACKING, Packing
 from .tables import titled_table
-from .wire import CROP, OFFSETS, ROWS
+from .wire import CROP, DATA, OFFSETS, ROWS
 
 OF_OTHER = "/"
 """Between the names of a joined dataset and of its field: no name of either contains it."""
@@ -171,7 +171,7 @@ class Described(Samples):
 
     def _dense_bytes(self, frame: Frame) -> int:
         """Bytes of a row of all sparse fields as dense arrays."""
-        return sum(columns * DTYPES[self.fields[name].dtype].itemsize for name, columns in frame.sparse.items())
+        return sum(columns * frame.tensors[name + DATA][0].itemsize for name, columns in frame.sparse.items())
 
     def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
         """The requested fields that the server decodes from image files, and the client may decode instead."""
@@ -256,9 +256,9 @@ class Described(Samples):
             origin, field = self._origin_of(stored.get(name, name))
             if offsets.get(name, 0) != 0 and origin in by_key:
                 raise BadParameter(
-                    f"cache= cannot be used here: {name!r} has several rows of {origin!r}, which is joined by key, and "
-                    "the server tells only the partner of the sample's own row. Leave out cache=, or give this field "
-                    "the offset 0"
+                    f"cache= cannot be used here: {origin!r} is joined by key, and {name!r} is taken at other rows "
+                    "than the sample's own, whose partners the server does not tell. Leave out cache=, or give this "
+                    "field the offset 0"
                 )
             found[name] = MadeOf(
                 origin,

@@ -35,7 +35,8 @@ class WindowOptions(TypedDict, total=False):
     such as ``{"target": 24}``, adds no axis. ``{"next": ("image", 1)}`` adds rows of a field under another name."""
     ends: Literal["drop", "pad", "pad_start", "pad_end"] | None
     """``drop``, the default: samples that reach over an end of their episode are left out. ``pad``: the first or last
-    row is repeated, and ``NAME.mask`` is False there. ``pad_start``, ``pad_end``: so at this end only."""
+    row is repeated, and ``NAME.mask`` is False there. ``pad_start``, ``pad_end``: only this end is padded, and samples
+    that reach over the other one are left out."""
     episode: str | None
     """Field whose value changes where an episode ends, or ``"none"``; default: the groups and files of the dataset."""
 
@@ -77,13 +78,14 @@ class EpochOptions(SplitOptions, total=False):
     pad_value: float | Mapping[str, float] | None
     """What fills the rest of a padded or packed row; default 0."""
     bucket: int | None
-    """Batches of rows of similar length: number of rows among which they are sorted."""
+    """Put rows of similar length into the same batch: rows are sorted by length within windows of this many rows of
+    the order, and the batches are shuffled."""
     bucket_by: str | None
     """With `bucket`: the field whose lengths count; default: the only list field."""
     bucket_group: int | None
     """With `bucket`: number of consecutive batches of similar lengths; default: `shards`."""
     pack: int | None
-    """Pack whole rows into rows of this many items. `batch_size` counts packed rows."""
+    """Pack several rows into one of this many items. `batch_size` counts packed rows."""
     pack_by: str | None
     """With `pack`: the field whose lengths count; default: the only list field."""
     overlong: Literal["truncate", "split"] | None
@@ -101,9 +103,10 @@ class EpochOptions(SplitOptions, total=False):
     crop_fields: Sequence[str] | str | None
     """Fields to crop, all with the same part of a row; default: all that have at least so many axes."""
     crop_at: Literal["random", "center", "grid"] | None
-    """``random``, the default: elsewhere for each sample and in each epoch. ``center``: in the middle. ``grid``: each
+    """``random``, the default: at another place for each sample and epoch. ``center``: in the middle. ``grid``: each
     row becomes as many samples as it takes to cover it."""
     limit: int | None
+    """Use only the first rows of the split that meet `where`, at most this many."""
     join: str | Sequence[str] | None
     """Other datasets whose rows are parts of the same samples, as for `Dataset.join`. Their fields are
     ``OTHER/field``."""

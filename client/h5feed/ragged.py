@@ -186,7 +186,12 @@ def _padded(fields: Mapping[str, Field], chosen: Sequence[str] | None, pad: Any)
 
 def _packed(fields: Mapping[str, Field], chosen: Sequence[str] | None, pack_by: str | None) -> list[str]:
     if chosen is not None:
-        return [name for name in chosen if name in fields and fields[name].ragged]
+        found = [name for name in chosen if name in fields and fields[name].ragged]
+        if not found and chosen and all(name in fields for name in chosen):
+            others = [one.name for one in fields.values() if one.readable and one.ragged]
+            there = f"choose from {', '.join(map(repr, others))}" if others else "the dataset has none"
+            raise BadParameter(f"pack=: {', '.join(map(repr, chosen))} are no lists or text: {there}")
+        return found
     if pack_by is not None:
         _check_ragged(fields, pack_by, "pack_by")
         return [pack_by]

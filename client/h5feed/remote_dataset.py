@@ -382,7 +382,8 @@ class RemoteDataset(Summaries):
         folder : path
             Created if missing. May be shared by all datasets and processes of a machine.
         cache_bytes : int, optional
-            Maximum size of the whole folder; default: the free disk space, minus a tenth of the disk.
+            Maximum size of the whole folder. Default: all free space but 1 GiB, or but a tenth of the disk if that is
+            more.
 
         Raises
         ------

@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 from h5feed.errors import BadParameter
 from h5feed_server.builder import BuildOptions, build
 from h5feed_server.builder.options import parse_size, read_options
@@ -86,6 +88,17 @@ def test_inspect_names_the_build_that_mends_a_file(tmp_path: Path) -> None:
     assert "the layout is good" in _run("inspect", new).stdout
     with h5py.File(new) as file:
         np.testing.assert_array_equal(file["images"][:], images)
+
+
+def test_inspect_names_the_build_that_stores_a_matrix_by_rows(tmp_path: Path) -> None:
+    """A copy of a matrix by columns would have to be made first, so the time of a batch is not told."""
+    anndata.AnnData(scipy.sparse.random(200, 30, 0.1, "csc", "f4", random_state=0)).write_h5ad(tmp_path / "cells.h5ad")
+    ran = _run("inspect", tmp_path / "cells.h5ad", width=200)
+    assert (ran.returncode, ran.stderr) == (0, "") and "stored by columns: X." in ran.stdout
+    (command,) = [line.split() for line in ran.stdout.splitlines() if line.startswith("  h5feed-server build")]
+    built = _run(*command[1:], "--allow-missing")
+    assert built.returncode == 0, built.stderr
+    assert "rows/s" in _run("inspect", Path(command[command.index("-o") + 1])).stdout
 
 
 def test_inspect_says_why_a_file_is_not_served(tmp_path: Path) -> None:

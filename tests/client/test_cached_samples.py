@@ -331,7 +331,7 @@ def test_windows_of_rows_joined_by_key(feed: h5feed.Feed, tmp_path: Path) -> Non
     """Refused: the partners of the other rows are not known here."""
     joined = feed["main"].join("deep:id=number")
     options: dict[str, Any] = {"sequence_length": 3, "fields": ["images", "deep/depth"]}
-    with pytest.raises(BadParameter, match="'deep/depth' has several rows of 'deep', which is joined by key"):
+    with pytest.raises(BadParameter, match="'deep' is joined by key, and 'deep/depth' is taken at other rows"):
         next(iter(joined.batches(cache=tmp_path, **options)))
     all_same(joined, tmp_path, **{**options, "fields": ["images"]})
 

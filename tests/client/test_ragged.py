@@ -302,6 +302,7 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
         ),
         ({"pack": 64}, "name the fields to pack with fields="),
         ({"pack": 16, "pack_by": "tokens"}, r"row \d+ of 'tokens' has \d+ items, more than pack=16"),
+        ({"pack": 64, "fields": ["labels"]}, "pack=: 'labels' are no lists or text: choose from"),
         ({"pack": 64, "fields": ["tokens", "labels"], "pack_by": "tokens"}, "'labels' has one value per row"),
         ({"pack": 64, "fields": ["tokens", "scores"], "pack_by": "tokens"}, r"row \d+ of 'scores' has another length"),
         ({"pack": 64, "pack_by": "tokens", "pad": "tokens"}, "pad= cannot be used with pack="),
@@ -330,6 +331,14 @@ def test_loops_do_not_get_flat_lists(texts: h5feed.Dataset) -> None:
     for options in ({"x": "tokens", "y": []}, {"x": "labels", "y": "tokens"}):
         with pytest.raises(BadParameter, match="pad='tokens' makes arrays of equal shape"):
             texts.loader(**options)
+
+
+def test_loops_pack_lists_or_text_only(texts: h5feed.Dataset) -> None:
+    for x in ("labels", "segment_ids"):
+        with pytest.raises(BadParameter, match="lists or text"):
+            texts.loader(pack=64, x=x)
+    with pytest.raises(FieldNotFound, match="did you mean 'tokens'"):
+        texts.loader(pack=64, x="tokns")
 
 
 def test_padded_rows_are_not_scaled(texts: h5feed.Dataset) -> None:

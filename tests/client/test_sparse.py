@@ -283,6 +283,17 @@ def test_loops(feed: h5feed.Feed) -> None:
     np.testing.assert_array_equal(dataset[7]["X"], X[7].toarray()[0])
 
 
+def test_rows_under_another_name(feed: h5feed.Feed) -> None:
+    """A later cell of each sample, as dense rows, as a matrix, and not scaled in silence."""
+    dataset = feed["plain"]
+    options: dict[str, Any] = {"x": "later", "y": [], "offsets": {"later": ("X", 3)}, "batch_size": 16}
+    (dense,), (sparse,) = next(iter(dataset.loader(**options))), next(iter(dataset.loader(sparse="csr", **options)))
+    np.testing.assert_array_equal(dense, X[3:19].toarray())
+    assert (sparse != X[3:19]).nnz == 0
+    with pytest.raises(BadParameter, match="without rescale"):
+        dataset.loader(sparse="csr", rescale=2.0, **options)
+
+
 def test_options_that_contradict_each_other(feed: h5feed.Feed) -> None:
     """Keras takes no sparse matrices, and nothing may be subtracted from one."""
     dataset = feed["plain"]

@@ -32,6 +32,8 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         file["image"], file["mask"] = IMAGES, MASKS
     with h5py.File(folder / "super_resolution.h5", "w") as file:
         file["data"], file["label"] = SMALL, 2 * SMALL
+    with h5py.File(folder / "robot.h5", "w") as file:
+        file["image"], file["actions"] = IMAGES, random.random((ROWS, 7))
     with h5py.File(folder / "passengers.h5", "w") as file:
         kind = np.dtype([("age", "<i8"), ("fare", "<f8", (2,)), ("survived", "<i8")])
         file["features"] = random.random((ROWS, 5))
@@ -96,6 +98,12 @@ def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str])
     for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
         dataset.sequence(batch_size=8, **wanted)
         assert "no field" not in capsys.readouterr().out
+
+
+def test_an_input_may_become_the_target(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two inputs, the one that was not chosen can be the target."""
+    feed["robot"].sequence(batch_size=8, x="image")
+    assert "choose one with y='actions'" in capsys.readouterr().out
 
 
 def test_two_labels_are_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:

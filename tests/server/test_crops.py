@@ -344,7 +344,10 @@ def test_parts_of_a_batch(services: Services) -> None:
     [
         ({"crop": "4x5", "fields": "packed,wide"}, "differ in size.*crop_fields=packed"),
         ({"crop": "4x13", "fields": "packed"}, r"larger than the rows of 'packed'.*\[9, 12\]"),
-        ({"crop": "4x5x6", "fields": "packed,label"}, r"3 axes besides channels \(packed: \[9, 12\], label: \[\]\)"),
+        (
+            {"crop": "4x5x6", "fields": "packed,label"},
+            r"rows with 3 axes that can be cropped, .* \(packed: \[9, 12\], label: \[\]\)",
+        ),
         ({"crop": "4", "fields": "packed,label", "crop_fields": "label"}, r"0 axes can be cropped, not 1"),
         ({"crop": "4x5", "fields": "packed", "crop_fields": ""}, "names no field"),
     ],

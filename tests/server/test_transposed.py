@@ -189,6 +189,10 @@ def test_description(feed: h5feed.Feed) -> None:
     assert (x.role, x.shape, x.dtype, x.index_dtype) == ("input", (GENES,), "float32", "int32")
     about = next(field for field in dataset.info["fields"] if field["name"] == "X")
     assert about["sparse"] == {"format": "csr", "index_dtype": "int32", "stored_values": X.nnz}
+    assert about["role_reason"] == "the matrix X of AnnData"
+    notes = {field["name"]: field["note"] for name in ("plain", "matlab") for field in feed[name].info["fields"]}
+    assert "stored by columns" in str(notes["X"]) and "stored by columns" in str(notes["S"])
+    assert notes["layers.by_rows"] is None
 
 
 def test_what_is_wrong_is_refused(feed: h5feed.Feed) -> None:

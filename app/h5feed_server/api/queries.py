@@ -57,9 +57,9 @@ class BatchQuery(PlanQuery):
     format: Format | None = Field(None, description=_FORMAT)
     body: Literal["tensors", "pieces", "places", "rows"] = Field(
         "tensors",
-        description="What a body contains: the rows; or pieces, the stored chunks that hold them, where these are "
-        "shorter; or, over the Unix socket, the places of the rows in files that the caller gets descriptors of; or "
-        "only the ids of the rows that samples are made of. For the client, which decodes them, or has them already.",
+        description="What a body contains. `tensors`: the rows. The others are for clients that decode or cache rows. "
+        "`pieces`: the stored chunks that hold the rows, where these are shorter. `places`, over the Unix socket only: "
+        "where the rows are in the data files. `rows`: only the ids of the rows that samples are made of.",
     )
     compress: Literal["zstd"] | None = Field(
         None,

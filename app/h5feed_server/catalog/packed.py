@@ -34,7 +34,10 @@ def _with_packing(field: TableField, apply: bool) -> TableField:
         note = f"served as stored, because {problem}"
         return _noted(field, note) if not apply else replace(field, unreadable=f'apply = "scale": {problem}')
     if not apply:
-        note = f'packed as in netCDF ({said}), and served as stored: apply = "scale" in h5feed.toml unpacks it'
+        note = (
+            f"packed as in netCDF ({said}), and served as stored: decode_cf=True in a loop unpacks it, or "
+            'apply = "scale" in h5feed.toml for everybody'
+        )
         return _noted(field, note, *kept)
     # Segments may be packed differently, but must be unpacked to the same type.
     stored = [np.dtype(segment.array.dtype) for segment in segments]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from h5feed.stored.codecs import unsupported
-from h5feed.stored.column import Segment
+from h5feed.stored.column import About, Segment
 from h5feed.stored.layout import ArrayLayout
 
 from ..storage.transposed import ByColumns
@@ -48,6 +48,9 @@ _BESIDE = frozenset(("shape", "format"))
 _BY_ROWS = ("csr_matrix", "csr")
 _BY_COLUMNS = ("csc_matrix", "csc")
 """Names of the formats in ``encoding-type`` and in ``h5sparse_format``."""
+
+
+_COPIED = "stored by columns (CSC): rows are read from a copy, which a job makes when they are first requested"
 
 
 class _Unservable(Exception):
@@ -141,7 +144,7 @@ def _rows_of(
     matrix = by_rows(ByColumns(lists, indices, rows, columns))
     if matrix.array.unreadable is not None:
         raise _Unservable(matrix.array.unreadable)
-    return matrix
+    return replace(matrix, about=About(note=_COPIED))
 
 
 def _extents(members: Mapping[str, Segment], about: Mapping[str, Any], read: Read) -> tuple[bool, int, int]:

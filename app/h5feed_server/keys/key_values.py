@@ -178,9 +178,10 @@ def key_field(dataset: Dataset, name: str) -> Field:
     field = dataset.field(name)
     is_one = field.is_text or (not field.is_ragged and math.prod(field.sample_shape) == 1)
     if not is_one or field.images is not None or (not field.is_text and field.dtype.kind not in "iu"):
+        others = "lists" if field.is_ragged else f"rows of shape {[*field.sample_shape]}"
+        said = f"one {field.type_name} per row" if is_one else f"{others} of {field.type_name}"
         raise UnsupportedField(
-            f"key={name}: rows are found by a field with one integer or text per row, but a row of {name!r} is "
-            f"{'a list' if field.is_ragged else list(field.sample_shape)} of {field.type_name}"
+            f"key={name}: a key is a field with one integer or text per row, but {name!r} has {said}"
         )
     return field
 

@@ -34,8 +34,9 @@ class RaggedSpec(BaseModel):
         None,
         ge=1,
         le=MAX_BUCKET,
-        description="Put rows of similar length into the same batch: within windows of this many rows of the order, "
-        "in whole batches, rows are sorted by length and cut into batches, and the batches are shuffled.",
+        description="Put rows of similar length into the same batch. The rows in each window of this many rows of the "
+        "order are sorted by length and cut into batches, and the batches are shuffled. The number is rounded up to "
+        "whole batches.",
     )
     bucket_by: str | None = Field(
         None, description="With `bucket`: the list or text field whose lengths count. Default: the only one."
@@ -51,7 +52,7 @@ class RaggedSpec(BaseModel):
         None,
         ge=1,
         le=MAX_PACK,
-        description="Pack whole rows one after the other into rows of this many items. `batch_size` counts packed "
+        description="Pack several rows, one after the other, into one of this many items. `batch_size` counts packed "
         "rows. Row ids and items come flat, and `__rows__.offsets` says where each packed row begins.",
     )
     pack_by: str | None = Field(

@@ -43,9 +43,9 @@ class WindowsSpec(BaseModel):
     )
     ends: Literal["drop", "pad", "pad_start", "pad_end"] = Field(
         "drop",
-        description="Samples that reach over an end of their episode: `drop` them, or `pad` them with the first or "
-        "last row, and send `NAME.mask`, false for these. `pad_start` and `pad_end` pad one end, and drop samples that "
-        "reach over the other.",
+        description="What to do with samples that reach over an end of their episode: `drop` them, or `pad` them by "
+        "repeating the first or last row. `NAME.mask` is then sent, and false for repeated rows. `pad_start` and "
+        "`pad_end` pad one end, and drop samples that reach over the other.",
     )
     episode: str | None = Field(
         None,

@@ -113,7 +113,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         Ignored: threads wait for the network as well as processes.
     **options
         Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``folds``, ``where``, ``window``,
-        ``limit``, ``balance`` …
+        ``limit``, ``balance`` …; and those of samples: ``sequence_length``, ``offsets``, ``crop``, ``pad``, ``bucket``,
+        ``pack``, ``join``, ``decode_cf`` …: see `h5feed.options`.
 
     Attributes
     ----------

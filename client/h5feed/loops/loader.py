@@ -51,9 +51,10 @@ class Loader(Loop):
         from pass to pass. A state that was saved with other rows is resumed with these.
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``where``, ``window``, ``shard``, ``shards``,
-        ``last`` …), and those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``,
-        ``classes``, ``rescale``, ``mean``, ``std``, ``transform``. ``shard="auto"`` is this process's rank: see
-        `h5feed.loops.sharding.shard_of`.
+        ``last`` …), those of samples (``sequence_length``, ``offsets``, ``crop``, ``pad``, ``bucket``, ``pack``,
+        ``join``, ``sparse``, ``decode_cf`` …: see `h5feed.options`), and those of `h5feed.prepare.Preparation`:
+        ``x``, ``y``, ``sample_weight``, ``class_mode``, ``classes``, ``rescale``, ``mean``, ``std``, ``transform``.
+        ``shard="auto"`` is this process's rank: see `h5feed.loops.sharding.shard_of`.
 
     Attributes
     ----------

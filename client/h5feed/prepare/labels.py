@@ -323,8 +323,8 @@ def no_label(dataset: Samples, inputs: Sequence[str]) -> str:
     """The message for a dataset without a label field: how to choose one."""
     fields = [field for field in dataset.fields.values() if field.readable and not field.ragged]
     others = [field.name for field in fields if field.role not in ("input", "weight")]
-    # A default input may be the target.
-    others += [name for name in inputs if name not in others and len(inputs) > 1]
+    # An input may be the target, unless it is the only one.
+    others += [field.name for field in fields if field.role == "input" and [field.name] != [*inputs]]
     shown = ", ".join(f"y={name!r}" for name in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
     how = f"choose one with {shown}" if others else "there is no other field to choose with y="
     lasting = f', or permanently in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""

@@ -186,7 +186,7 @@ class Preparation:
         expected = y is None and not no_targets and not self._y.names
         self.no_targets = None
         if expected and layout is not None and layout.pack is not None:
-            self.no_targets = _no_packed_targets(layout.fields[0])
+            self.no_targets = _no_packed_targets(layout.fields)
         elif expected:
             self.no_targets = no_label(dataset, self._x.names)
         crops = dataset.crops({**(cropping or {}), "fields": self.fields})
@@ -210,7 +210,7 @@ class Preparation:
         self._writes = self._transform is not None and self._transform.writes
         self._seed, self._shard = seed, shard
         if sparse == "csr":
-            self._check_sparse(dataset)
+            self._check_sparse(dataset, renamed)
 
     def __call__(self, batch: Batch, epoch: int | None = None, pool: BufferPool | None = None) -> tuple[Any, ...]:
         """Prepare a batch for the model.
@@ -265,11 +265,11 @@ class Preparation:
                         f"name the fields to scale in a dict, such as {option}={{'image': …}}"
                     )
 
-    def _check_sparse(self, dataset: Samples) -> None:
+    def _check_sparse(self, dataset: Samples, renamed: Mapping[str, str]) -> None:
         """Raise `BadParameter` if sparse rows would have to be dense."""
         for name in self.fields:
-            if name not in dataset.fields or dataset.fields[name].index_dtype is None:
-                # A field under a second name has no sparse rows: samples of several rows cannot.
+            field = dataset.fields.get(renamed.get(name, name))
+            if field is None or field.index_dtype is None:
                 continue
             if name not in self.inputs or name in self.targets or self._scales or self.transforms:
                 raise BadParameter(
@@ -445,9 +445,11 @@ def _check_known(dataset: Samples, names: list[str], valid: Collection[str]) -> 
             raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")
 
 
-def _no_packed_targets(name: str) -> str:
+def _no_packed_targets(packed: Names[str]) -> str:
     """The message for packed rows without targets: how to choose them."""
+    if not packed:
+        raise BadParameter("pack=: name the lists or text to pack with x=")
     return (
-        f"a packed row has no label, so batches have no targets: choose lists of equal length, such as y={name!r}. "
-        "Use y=[] if this is intended"
+        "a packed row has no label, so batches have no targets: choose lists of equal length, such as "
+        f"y={packed[0]!r}. Use y=[] if this is intended"
     )
