@@ -449,6 +449,7 @@ def test_statistics_of_joined_fields(ds: h5feed.Dataset, server: ServerProcess) 
         ({"join": "deep:id", "offsets": {"deep/words": ("deep/depth", 1)}}, "a field of its own"),
         ({"join": "deep:id", "sequence_length": 2, "fields": ["deep/words"]}, "'deep/words' differ in length"),
         ({"join": "deep:id", "bucket": 9, "bucket_by": "deep/depth"}, "'deep/depth' have the same shape"),
+        ({"fields": ["images", "sparse"], "crop": (2, 2), "crop_fields": ["sparse"]}, "'sparse' .* 0 axes can be"),
         ({"join": "deep:id", "bucket": 9, "bucket_by": "deep/dept"}, "did you mean 'depth'"),
         ({"join": "part:id", "bucket": 9, "bucket_by": "tokens"}, "rows have a 'id' that no row"),
         ({"join": "part:id", "sequence_length": 2}, "samples have a row with a 'id' that no row of 'part'"),
