@@ -256,3 +256,21 @@ def test_entries_of_all_arrays_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(h5feed.UnsupportedField, match="more than 20000 entries"):
             dataset.take([0], fields=["z"])
     assert process.stop() == 0
+
+
+def test_two_entries_of_the_same_name(tmp_path: Path) -> None:
+    """A damaged group may have them. A reference to one must not lead to the other."""
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "damaged.mat"
+    file = _Matlab(path)
+    file.array("score", np.arange(4.0).reshape(-1, 1))
+    file.cell("x", [np.full((1, 1), float(number)) for number in range(4)])
+    file.close()
+    # b2 is now another b1.
+    raw = path.read_bytes()
+    assert raw.count(b"b2\0\0\0") == 1
+    path.write_bytes(raw.replace(b"b2\0\0\0", b"b1\0\0\0"))
+    process = ServerProcess(tmp_path / "data", tmp_path / "cache")
+    with h5feed.connect(process.url, deadline=60) as feed, pytest.raises(h5feed.UnsupportedField, match="reference"):
+        feed["damaged"].take([1], fields=["x"])
+    assert process.stop() == 0

@@ -8,8 +8,6 @@ from typing import Any
 import h5py
 from h5py import h5d, h5l, h5o, h5r, h5t
 
-from .text import decoded
-
 MAX_CELLS = 20_000
 """Maximum number of references that are followed. As many arrays are listed of a file."""
 
@@ -33,7 +31,7 @@ class Cells:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self._left = MAX_FOLLOWED
-        self._names: dict[int, str] | None = None
+        self._names: dict[int, bytes] | None = None
 
     def entries_of(self, dataset: h5py.Dataset, stored: h5t.TypeID) -> dict[str, Any]:
         """What an array of references leads to, if MATLAB wrote it.
@@ -53,9 +51,14 @@ class Cells:
             if self._names is None:
                 self._names = _names_in(self._file[_GROUP])
             references = dataset[()].reshape(-1).tolist()
+            group = self._file[_GROUP].id
             # Not h5r.get_name, which searches the whole file for each reference.
-            targets = [h5o.get_info(h5r.dereference(one, dataset.id)) for one in references]
-            names = tuple(f"{_GROUP}/{self._names[target.addr]}" for target in targets)
+            addresses = [h5o.get_info(h5r.dereference(one, dataset.id)).addr for one in references]
+            entries = [self._names[address] for address in addresses]
+            # In a damaged group, several objects may have the same name.
+            if any(h5o.get_info(group, name).addr != address for name, address in zip(entries, addresses, strict=True)):
+                return {}
+            names = tuple(f"{_GROUP}/{name.decode()}" for name in entries)
             texts = _texts(self._file, references)
         except Exception:
             # It is then listed like any other array of references.
@@ -63,13 +66,13 @@ class Cells:
         return {"refers": names} if texts is None else {"refers": names, "text": texts}
 
 
-def _names_in(group: h5py.Group) -> dict[int, str]:
+def _names_in(group: h5py.Group) -> dict[int, bytes]:
     """The names of the objects in a group by their addresses."""
-    names: dict[int, str] = {}
+    names: dict[int, bytes] = {}
 
     def add(name: bytes, info: h5l.LinkInfo) -> None:
         if info.type == h5l.TYPE_HARD:
-            names.setdefault(info.u, decoded(name))
+            names.setdefault(info.u, name)
 
     group.id.links.iterate(add, info=True)
     return names
