@@ -34,6 +34,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5py.File]:
         # Rows of more bytes than are compared, in two chunks that were written.
         long = file.create_dataset("long", (2, 40 << 20), "u1", chunks=(1, 1 << 20), compression="lzf")
         long[0, :100], long[1, -100:] = np.arange(100), np.arange(100, 200)
+        # None that were written.
+        file.create_dataset("nothing", (2, 40 << 20), "u1", chunks=(1, 1 << 20), compression="lzf")
         records = np.zeros(ROWS, [("a", "<i4"), ("b", "<f8")])
         records["a"], records["b"] = np.arange(ROWS), random.random(ROWS)
         file["table"] = records
@@ -70,6 +72,12 @@ WRONG: list[tuple[str, int, Callable[[ArrayLayout], ArrayLayout]]] = [
     ("table", 1, lambda one: replace(one, record=(8, 0))),
     ("text", 0, lambda one: replace(one, padding="nullterm", offset=(one.offset or 0) + 1)),
 ]
+
+
+def test_long_rows_without_chunks_agree(file: h5py.File) -> None:
+    layout = _layouts(file, "nothing")[0]
+    assert layout.unreadable is None and not layout.by_h5py
+    assert _guard(file).agrees(file["nothing"], [("", layout)])
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))

@@ -27,11 +27,30 @@ def test_signals(tmp_path: Path) -> None:
         data["dark"], data["omega"], data["y"], data["x"] = frames[:, 0], np.arange(20.0), np.arange(20.0), np.arange(6)
     process = ServerProcess(folder, tmp_path / "cache")
     with h5feed.connect(process.url, deadline=60) as feed:
-        scan = feed["scan.entry.data"]
+        scan = feed["scan"]
         fields = {field["name"]: field for field in scan.info["fields"]}
         roles = {name: field["role"] for name, field in fields.items() if field["readable"]}
         assert roles == {"frames": "input", "dark": "other", "omega": "other"}
         assert fields["frames"]["role_reason"] == "the signal of NXdata"
         assert "positions along axis 1 of 'frames'" in fields["y"]["reason"]
         np.testing.assert_array_equal(scan.take(range(20), fields=["frames"])["frames"], frames)
+    assert process.stop() == 0
+
+
+def test_positions_along_other_axes_are_no_dataset(tmp_path: Path) -> None:
+    """Their name may be that of a label, such as `y`."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with h5py.File(folder / "scan.nxs", "w") as file:
+        data = file.create_group("entry/data")
+        data.attrs.update(NX_class="NXdata", signal="counts", axes=["t", "x", "y"])
+        data["counts"], data["t"] = np.arange(12 * 5 * 8).reshape(12, 5, 8), np.arange(12.0)
+        data["x"], data["y"] = np.arange(5), np.arange(8)
+    process = ServerProcess(folder, tmp_path / "cache")
+    with h5feed.connect(process.url, deadline=60) as feed:
+        assert [entry["name"] for entry in feed.datasets()] == ["scan"]
+        fields = {field["name"]: field for field in feed["scan"].info["fields"]}
+        assert feed["scan"].rows == 12 and fields["counts"]["role"] == "input"
+        for axis, name in ((1, "x"), (2, "y")):
+            assert f"positions along axis {axis} of 'counts'" in fields[name]["reason"]
     assert process.stop() == 0

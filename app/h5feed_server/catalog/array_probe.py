@@ -83,10 +83,10 @@ class ArrayProbe:
     def values(self, segment: Segment) -> npt.NDArray[Any]:
         """All values of an array of names; empty if there are too many or they cannot be read."""
         nothing = np.zeros(0, np.uint8)
-        if segment.array.nbytes > MAX_NAMES_BYTES:
+        if segment.array.nbytes > MAX_NAMES_BYTES or (segment.parts and segment.has_lists):
             return nothing
         try:
-            return self._reader.read_all(Column((segment,)))
+            return self._reader.read_all(Column(segment.parts or (segment,)))
         except TRANSIENT_ERRORS:
             raise
         except FeedError:
@@ -144,5 +144,8 @@ def is_flat(segment: Segment) -> bool:
     """Whether an array is a one-dimensional array of numbers that this process reads without h5py."""
     array = segment.array
     if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
+        return False
+    if segment.parts:
+        # Its values are those of its parts.
         return False
     return np.dtype(array.dtype).kind in "biuf"

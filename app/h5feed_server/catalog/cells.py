@@ -12,10 +12,14 @@ import numpy as np
 from h5feed.stored.column import About, Segment
 from h5feed.stored.layout import ArrayLayout
 
+from .array_probe import MAX_NAMES_BYTES
 from .frame_columns import refused
 from .grouping.stacking import as_row
 
 _NOTE = "entries of MATLAB's cells or structs"
+
+_MOST_ENTRIES = 20_000
+"""Maximum number of entries of all arrays of a file that are not texts: each is an object in memory."""
 
 _EMPTY = "MATLAB_empty"
 """The attribute of entries without values: what is stored there is their shape in MATLAB."""
@@ -32,6 +36,7 @@ def with_cells(segments: Mapping[str, Segment]) -> dict[str, Segment]:
     All others are listed with the reason why they are not rows.
     """
     fields = dict(segments)
+    bytes_left, entries_left = MAX_NAMES_BYTES, _MOST_ENTRIES
     for path, segment in segments.items():
         array = segment.array
         if not array.refers:
@@ -41,16 +46,31 @@ def with_cells(segments: Mapping[str, Segment]) -> dict[str, Segment]:
                 sides = " × ".join(map(str, reversed(array.shape)))
                 raise _Unservable(f"it is a matrix of {sides} cells: rows are the entries of a vector of cells")
             if array.text is not None:
-                fields[path] = _texts(segment, array.text)
+                fields[path] = _texts(segment, array.text, bytes_left)
+                bytes_left -= fields[path].array.nbytes
             else:
+                entries_left -= len(array.refers)
+                if entries_left < 0:
+                    raise _Unservable(f"the file has more than {_MOST_ENTRIES} entries of cells and structs")
                 fields[path] = _rows(segment, [segments.get(one) for one in array.refers])
         except _Unservable as why:
             fields[path] = replace(segment, array=refused(replace(array, text=None), str(why)))
     return fields
 
 
-def _texts(segment: Segment, texts: Sequence[str]) -> Segment:
-    values = np.array([text.encode("utf-8", "replace") for text in texts], "S")
+def _texts(segment: Segment, texts: Sequence[str], left: int) -> Segment:
+    """Rows of text, which are in memory.
+
+    Raises
+    ------
+    _Unservable
+        They have more than `left` bytes: one long text among many takes as much for each of them.
+    """
+    encoded = [text.encode("utf-8") for text in texts]
+    nbytes = len(encoded) * max(map(len, encoded))
+    if nbytes > left:
+        raise _Unservable(f"its {len(texts)} texts, each as long as the longest, have {nbytes} bytes, more than kept")
+    values = np.array(encoded, "S")
     array = ArrayLayout(segment.array.path, values.shape, values.dtype.str, inline=values.tobytes(), text=tuple(texts))
     return replace(segment, array=array, about=About(note=_NOTE))
 
@@ -65,18 +85,20 @@ def _rows(segment: Segment, entries: Sequence[Segment | None]) -> Segment:
     parts: list[Segment] = []
     for number, entry in enumerate(entries):
         if entry is None or entry.array.refers:
-            raise _Unservable(f"entry {number} is neither an array of numbers nor a text: it is a cell or a struct")
+            what = "it is a cell, a struct or not listed"
+            raise _Unservable(f"entry {number} is neither an array of numbers nor a text: {what}")
         if entry.array.unreadable is not None:
             raise _Unservable(f"entry {number} cannot be read: {entry.array.unreadable}")
         if entry.has_lists or entry.array.by_h5py or entry.array.record is not None:
             raise _Unservable(f"entry {number} is not stored as an array of MATLAB is")
         parts.append(_emptied(entry))
     kinds = sorted({str(one.array.attributes.get("MATLAB_class", one.array.dtype)) for one in parts})
-    types = {one.array.dtype for one in parts if _EMPTY not in one.array.attributes}
+    types = {one.array.dtype for one in parts if not one.array.attributes.get(_EMPTY)}
     if len(kinds) > 1 or len(types) > 1:
         raise _Unservable(f"its entries have different classes: {', '.join([*kinds, *sorted(types)][:4])}")
     if kinds == ["char"]:
-        raise _Unservable("its entries are texts, together more than 1 MiB, or some of several lines")
+        which = "together more than 1 MiB, or some of several lines, not UTF-16, or ending in NUL"
+        raise _Unservable(f"its entries are texts, {which}")
     if not types:
         raise _Unservable("all its entries are empty")
     # What is stored of an empty entry has another type.
@@ -107,7 +129,7 @@ def _rows(segment: Segment, entries: Sequence[Segment | None]) -> Segment:
 def _emptied(entry: Segment) -> Segment:
     """The entry; without what is stored of it if it is empty."""
     array = entry.array
-    if _EMPTY not in array.attributes:
+    if not array.attributes.get(_EMPTY):
         return entry
     nothing = ArrayLayout(array.path, (0,), array.dtype, inline=b"", attributes=array.attributes)
     return replace(entry, array=nothing)

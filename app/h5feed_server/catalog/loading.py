@@ -589,7 +589,12 @@ class _Loading:
         for name in loaded.below(target):
             any_array = True
             rest = name.removeprefix(target).strip("/")
-            yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
+            segment = loaded.segments[name]
+            if segment.array.refers and segment.array.text is None:
+                # Paths in that file, where this one may have other arrays.
+                reason = f"it is a link into the file {_shown(link.file)!r}, where it has references"
+                segment = Segment(source, unreadable_array(segment.array.path, reason))
+            yield "/".join(part for part in (link.path, rest) if part), segment
         if not any_array:
             reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where there is no array"
             yield link.path, Segment(source, unreadable_array(link.path, reason))

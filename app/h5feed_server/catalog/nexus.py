@@ -38,8 +38,8 @@ def with_signals(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str,
             along = segments[members[name]]
             if axis == 0:
                 told[name] = About("other", "the positions of the rows")
-            elif axis < len(shape) and shape[axis] == shape[0] == along.rows and along.array.unreadable is None:
-                # By chance, as long as the axis of the rows.
+            elif axis < len(shape) and len(along.array.shape) == 1 and along.array.unreadable is None:
+                # It may be as long as the axis of the rows, or have a name such as `y`, by chance.
                 reason = f"it holds the positions along axis {axis} of {signal!r}, which is not that of the rows"
                 fields[members[name]] = replace(along, array=refused(along.array, reason))
         for name, said in told.items():

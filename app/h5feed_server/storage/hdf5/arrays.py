@@ -18,7 +18,7 @@ from h5feed.stored.packing import Packing, packing_of
 from h5py import h5d, h5s, h5t, h5z
 
 from .attributes import attributes_of, dimensions_of, packing_attributes
-from .cells import cells_of
+from .cells import Cells
 from .guard import Guard
 from .h5py_reader import virtual_parts
 from .libhdf5 import EXTENSIBLE_ARRAY, Plugins, chunk_index, edges_are_whole, has_unknown_properties
@@ -71,6 +71,7 @@ class Arrays:
         self._guard = guard
         self._address_bytes, _ = file.id.get_create_plist().get_sizes()
         self._chunks_left = MAX_CHUNKS
+        self._cells = Cells(file)
 
     def describe(self, dataset: h5py.Dataset) -> list[ArrayLayout]:
         """Return the layout of a dataset; for a table of records, one for each member.
@@ -96,7 +97,7 @@ class Arrays:
         if all(part.item.problem is not None for part in parts):
             last = parts[-1]
             problem = f"its member {last.name!r}: {last.item.problem}" if last.name else last.item.problem
-            known |= cells_of(dataset, stored)
+            known |= self._cells.entries_of(dataset, stored)
             return [_refused(known, problem or "its records have no members")]
         if not dataset.shape:
             return [_scalar(known, dataset, stored, parts[0]) if not self._members else _refused(known, _SCALAR)]

@@ -219,7 +219,7 @@ def _entries(array: ArrayLayout) -> list[int]:
         return []
     if math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize > _MOST_BYTES or array.is_bfloat16:
         return []
-    return sorted({0, len(array.chunks.numbers) - 1} - {-1})
+    return sorted({0, len(array.chunks.numbers) - 1}) if len(array.chunks.numbers) else []
 
 
 def _same(mine: npt.NDArray[Any], theirs: Any, array: ArrayLayout) -> bool:
