@@ -94,7 +94,11 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         dense = {name: self._sparse_rows(name).dense(pool) for name in self.columns}
         parts = {name + suffix for name in dense for suffix in (DATA, INDICES, INDPTR)}
         fields = {name: array for name, array in self._fields.items() if name not in parts} | dense
-        return Batch(
+        return self.with_fields(fields, sparse={})
+
+    def with_fields(self, fields: dict[str, npt.NDArray[Any]], *, sparse: Mapping[str, int] | None = None) -> Batch:
+        """The same rows with other arrays; `sparse`: see `columns`, by default as they are."""
+        made = Batch(
             fields,
             self.rows,
             self.weight,
@@ -102,7 +106,10 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
             epoch=self.epoch,
             revision=self.revision,
             source=self.source,
+            sparse=self.columns if sparse is None else sparse,
         )
+        made.row_offsets = self.row_offsets
+        return made
 
     def _sparse_rows(self, name: str) -> SparseRows:
         if name not in self.columns:

@@ -241,13 +241,14 @@ class Described(Samples):
         Raises
         ------
         BadParameter
-            A row is too long to be fetched as a whole, or the server does not tell the rows of a joined dataset.
+            A row is too long to be fetched as a whole, the server does not tell the rows of a joined dataset, or rows
+            are received both decoded and as files.
         """
         names = fields_of(plan)
         asked = {**plan.asked, "fields": names}
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
         by_key = [info["name"] for text, info in self._joins if ":" in text]
-        found = {}
+        found: dict[str, MadeOf] = {}
         for name in names:
             if name in plan.frame.sparse:
                 continue
@@ -267,6 +268,12 @@ class Described(Samples):
                 offsets.get(name, 0),
                 crops.lengths if crops is not None and is_cropped else None,
             )
+            is_both = [one for one, made in found.items() if made.is_other_form_of(found[name])]
+            if is_both:
+                raise BadParameter(
+                    f"cache= cannot be used here: {is_both[0]!r} and {name!r} are rows of the same field, once decoded "
+                    "and once as files. Leave out cache= or encoded="
+                )
             row_bytes = math.prod(known[name].shape) * plan.frame.tensors[name][0].itemsize
             if is_cropped and row_bytes > plan.max_bytes:
                 raise BadParameter(

@@ -567,6 +567,10 @@ def test_image_files(feed: h5feed.Feed, folders: Iterator[Path], decode: Any) ->
         all_same(feed["main"], folder, **joined, shuffle=True, epoch=epoch)
         all_same(photos, folder, **{**shuffled, "fields": ["main/images", "photo"]}, join="main:id")
         all_same(feed["main"], folder, **joined, encoded=["photos/photo"])
+    both: dict[str, Any] = {**options, "fields": ["photo", "after"], "offsets": {"after": ("photo", 1)}, "ends": "pad"}
+    all_same(photos, folder, **both)
+    with pytest.raises(BadParameter, match="'photo' and 'after' are rows of the same field"):
+        photos.batches(cache=folder, **both, encoded=["photo"])
     cache = photos.cache(folder)
     assert cache.store("photo", np.dtype(np.uint8), (40, 32, 3)).count() == PAIRS  # type: ignore[union-attr]
     assert cache.list_store("photo", np.dtype(np.uint8)).count() == PAIRS  # type: ignore[union-attr]

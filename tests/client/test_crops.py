@@ -206,6 +206,12 @@ def test_keras(ds: h5feed.Dataset, truth: dict[str, npt.NDArray[Any]]) -> None:
     model.compile("sgd", "mse")
     model.fit(sequence, epochs=1, verbose=0)
     assert model.predict(val, verbose=0).shape == (36, 32, 48, 1)
+    for split, ordered, each in (("train", sequence, 1), ("val", val, 6)):
+        rows = np.repeat(ds.split_rows(split, val=0.2), each)
+        assert ordered.row_ids.tolist() == rows.tolist() and len(rows) == ordered.samples
+    rows = np.repeat(ds.split_rows("val", val=0.2), 6)
+    classes = ds.sequence("val", **{**options, "y": "label"}, crop_at="grid", val=0.2).classes
+    np.testing.assert_array_equal(classes, rows % 3)
 
 
 def test_torch(ds: h5feed.Dataset) -> None:

@@ -273,6 +273,23 @@ def test_sparse_rows_of_another_dataset(ds: h5feed.Dataset) -> None:
     assert (matrix != COUNTS[IN_DEEP[:8]]).nnz == 0
 
 
+def test_sparse_rows_beside_padded_lists(ds: h5feed.Dataset) -> None:
+    """Whatever else is made of a batch, its sparse rows remain; also under another name, and in a batch alone."""
+    options: dict[str, Any] = {"join": "deep:id", "fields": ["deep/X", "tokens", "later"], "pad": "tokens"}
+    options |= {"offsets": {"later": ("deep/X", 1)}, "ends": "pad", "shuffle": True, "batch_size": 7}
+    dense = list(ds.batches(sparse="dense", **options))
+    for index, batch in enumerate(ds.batches(**options)):
+        after = np.minimum(batch.rows + 1, ROWS - 1)
+        for name, rows in (("deep/X", batch.rows), ("later", after)):
+            for one in (batch, ds.batch(index, **options)):
+                assert (one.sparse(name) != COUNTS[IN_DEEP[rows]]).nnz == 0
+            for one in (dense[index], ds.batch(index, sparse="dense", **options)):
+                np.testing.assert_array_equal(one[name], COUNTS[IN_DEEP[rows]].toarray())
+                assert f"{name}.data" not in one
+        assert batch["tokens.lengths"].tolist() == (IDS[batch.rows] % 5).tolist()
+    assert len(dense) == 9
+
+
 def lists_of(batch: h5feed.Batch, name: str) -> list[list[int]]:
     return [one.tolist() for one in batch.lists(name)]
 
@@ -354,7 +371,10 @@ def test_packs_of_joined_lists(ds: h5feed.Dataset) -> None:
     options: dict[str, Any] = {"pack": 16, "batch_size": 3, "shuffle": True, "fields": ["tokens", "deep/tokens"]}
     for joins in ({"join": "deep:id"}, {"join": ["deep:id", "part:id"], "how": "inner"}):
         seen = []
+        alone = ds.batch(1, pack_by="tokens", sparse="dense", **options, **joins)
         for batch in ds.batches(pack_by="tokens", **options, **joins):
+            if batch.index == 1:
+                np.testing.assert_array_equal(alone.row_offsets, batch.row_offsets)
             own, other = np.split(batch["tokens"].reshape(-1), 1)[0], batch["deep/tokens"].reshape(-1)
             real = batch["segment_ids"].reshape(-1) > 0
             rows = own[real] // 10
@@ -429,6 +449,7 @@ def test_statistics_of_joined_fields(ds: h5feed.Dataset, server: ServerProcess) 
         ({"join": "deep:id", "offsets": {"deep/words": ("deep/depth", 1)}}, "a field of its own"),
         ({"join": "deep:id", "sequence_length": 2, "fields": ["deep/words"]}, "'deep/words' differ in length"),
         ({"join": "deep:id", "bucket": 9, "bucket_by": "deep/depth"}, "'deep/depth' have the same shape"),
+        ({"fields": ["images", "sparse"], "crop": (2, 2), "crop_fields": ["sparse"]}, "'sparse' .* 0 axes can be"),
         ({"join": "deep:id", "bucket": 9, "bucket_by": "deep/dept"}, "did you mean 'depth'"),
         ({"join": "part:id", "bucket": 9, "bucket_by": "tokens"}, "rows have a 'id' that no row"),
         ({"join": "part:id", "sequence_length": 2}, "samples have a row with a 'id' that no row of 'part'"),

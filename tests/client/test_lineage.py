@@ -240,6 +240,12 @@ def test_mixtures(two: tuple[h5feed.Dataset, h5feed.Dataset], how: str) -> None:
     assert len({source.short, *(other.short for other in others)}) == len(HOW) + 1
 
 
+def test_how_a_source_is_read_is_not_recorded(two: tuple[h5feed.Dataset, h5feed.Dataset]) -> None:
+    """A record is the same, and can be opened, if a source has only options that do not change its batches."""
+    source = mixed(two, options={"two": {"decode": "server"}}).source("train", **MIXED)
+    assert h5feed.reopen(source).source == source == mixed(two).source("train", **MIXED)
+
+
 def test_mixtures_that_changed(
     two: tuple[h5feed.Dataset, h5feed.Dataset], tmp_path: Path, serve: Callable[..., ServerProcess]
 ) -> None:

@@ -184,6 +184,9 @@ def test_sparse_matrices(data: dict[str, h5feed.Dataset]) -> None:
         assert np.array_equal(batch.dense("X"), expected.toarray())
         for row, label in zip(batch.lists("tokens"), labels_in(batch).tolist(), strict=True):
             assert np.array_equal(row, tokens_of(label))
+    for padded in mixture.batches(batch_size=7, fields=["X", "labels", "tokens"], sparse="csr", pad="tokens"):
+        assert (padded.sparse("X") != scipy.sparse.csr_matrix(dense_of(labels_in(padded)))).nnz == 0
+        assert padded["tokens.lengths"].tolist() == [len(tokens_of(one)) for one in padded["labels"].tolist()]
     for x, y in mixture.loader(x="X", y="labels", batch_size=7, sparse="csr"):
         assert isinstance(x, scipy.sparse.csr_matrix) and np.array_equal(x.toarray(), dense_of(y))
     for wrong in ({"rescale": 2}, {"transform": lambda x: x}):

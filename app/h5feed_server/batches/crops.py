@@ -72,7 +72,8 @@ def with_crops(spec: OrderSpec, fields: Sequence[SampledField]) -> tuple[tuple[S
     named = None
     if spec.crop_fields is not None:
         named = [unquote(name) for name in spec.crop_fields.split(",") if name]
-    names, extents = cropped_fields(lengths, named, {field.name: field.field.row_shape for field in fields})
+    rows = {field.field.whole_name: field.field.row_shape for field in fields}
+    names, extents = cropped_fields(lengths, named, rows)
     crops = Crops(lengths, extents, spec.crop_at)
     if crops.samples_of_row >= 1 << 40:
         raise BadParameter(f"crop={spec.crop} would make {crops.samples_of_row} samples of each row: use larger crops")

@@ -81,6 +81,11 @@ class MadeOf:
     offsets: Offsets = 0
     crop: tuple[int, ...] | None = None
 
+    def is_other_form_of(self, other: MadeOf) -> bool:
+        """Whether one is the files of the images that the other has decoded."""
+        same = (self.origin, self.field) == (other.origin, other.field)
+        return same and (self.shape is None) != (other.shape is None)
+
     @property
     def rows_per_sample(self) -> int:
         return 1 if isinstance(self.offsets, int) else len(self.offsets)

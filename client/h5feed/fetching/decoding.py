@@ -127,15 +127,7 @@ def decoded_batch(
     NotPlain
         With `only_plain`: an image may take long to decode.
     """
-    return Batch(
-        decoded(batch, batch.rows, specs, pool, cancelled, only_plain=only_plain),
-        batch.rows,
-        batch.weight,
-        index=batch.index,
-        epoch=batch.epoch,
-        revision=batch.revision,
-        sparse=batch.columns,
-    )
+    return batch.with_fields(decoded(batch, batch.rows, specs, pool, cancelled, only_plain=only_plain))
 
 
 def decoded(

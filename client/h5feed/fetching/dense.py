@@ -31,15 +31,6 @@ def unpacked_fetch(fetch: Fetch[Batch], packings: Mapping[str, Packing]) -> Fetc
 
 def unpacked(batch: Batch, packings: Mapping[str, Packing]) -> Batch:
     """The batch with unpacked numbers in these fields."""
-    made = Batch(
-        {name: packings[name].unpack(array) if name in packings else array for name, array in batch.items()},
-        batch.rows,
-        batch.weight,
-        index=batch.index,
-        epoch=batch.epoch,
-        revision=batch.revision,
-        source=batch.source,
-        sparse=batch.columns,
+    return batch.with_fields(
+        {name: packings[name].unpack(array) if name in packings else array for name, array in batch.items()}
     )
-    made.row_offsets = batch.row_offsets
-    return made

@@ -119,17 +119,7 @@ class ImageFetcher:
         batches = []
         for batch in came:
             found = decoded_batch(batch, specs, pool, cancelled, only_plain=True)
-            batches.append(
-                Batch(
-                    {name: found[name] for name in names},
-                    batch.rows,
-                    batch.weight,
-                    index=batch.index,
-                    epoch=batch.epoch,
-                    revision=batch.revision,
-                    sparse=batch.columns,
-                )
-            )
+            batches.append(batch.with_fields({name: found[name] for name in names}))
         self._failures = 0
         decoded_images(sum(len(batch.rows) for batch in batches))
         if any(self._plan.images[name].file_bytes is None for name in specs):

@@ -70,7 +70,7 @@ def _padded(batch: Batch, layout: Layout, pool: BufferPool) -> Batch:
             fields |= {own: arrays[own] for own in (name, name + LENGTHS, name + MASK)}
         elif name.removesuffix(OFFSETS) not in flat:
             fields[name] = array
-    return _like(batch, fields, batch.weight)
+    return batch.with_fields(fields)
 
 
 def _cut(batch: Batch, name: str, layout: Layout) -> tuple[npt.NDArray[Any], Int64s]:
@@ -121,9 +121,10 @@ def _packed(batch: Batch, layout: Layout, pool: BufferPool) -> Batch:
         elif not np.array_equal(offsets, first):
             raise BadAnswer(f"batch {batch.index} has rows of {name!r} of other lengths than {layout.fields[0]!r}")
         _fill(arrays[name], mask, batch[name], layout.values[name])
-    weight = None if batch.weight is None else batch.weight[row_offsets[:-1]]
-    packed = _like(batch, arrays, weight)
+    packed = batch.with_fields(arrays)
     packed.row_offsets = row_offsets
+    if batch.weight is not None:
+        packed.weight = batch.weight[row_offsets[:-1]]
     return packed
 
 
@@ -131,15 +132,3 @@ def _fill(out: npt.NDArray[Any], mask: npt.NDArray[np.bool_], items: npt.NDArray
     """Write items where `mask` is set, in order, and `value` elsewhere."""
     out[...] = value
     out[mask] = items
-
-
-def _like(batch: Batch, fields: dict[str, npt.NDArray[Any]], weight: npt.NDArray[np.float32] | None) -> Batch:
-    return Batch(
-        fields,
-        batch.rows,
-        weight,
-        index=batch.index,
-        epoch=batch.epoch,
-        revision=batch.revision,
-        source=batch.source,
-    )

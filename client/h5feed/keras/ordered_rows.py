@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..batch import Batch
 from ..errors import BadParameter
 from ..order import SPLIT_ALIASES
 from ..plan import Plan
@@ -18,6 +19,11 @@ from ..prepare.labels import Labels
 from ..ragged import OPTIONS
 from ..remote_dataset import RemoteDataset
 from ..samples import Samples
+
+_OF_INPUTS = ("decode_cf", "encoded")
+"""Options of fields other than labels."""
+
+_OF_CROPS = ("crop", "crop_fields", "crop_at")
 
 
 class OrderedRows:
@@ -44,14 +50,27 @@ class OrderedRows:
         prepare: Preparation,
     ) -> None:
         self._dataset, self._split, self._prepare = dataset, split, prepare
-        # Only row ids and labels are requested: there is nothing to pad.
-        self._options = {name: value for name, value in options.items() if name not in OPTIONS}
+        # Only row ids and labels are requested: there is nothing to pad or to unpack.
+        self._options = {name: value for name, value in options.items() if name not in (*OPTIONS, *_OF_INPUTS)}
         self._split_options = dict(split_options)
+
+    def _batches(self, *fields: str) -> Iterator[Batch]:
+        """The batches with these fields."""
+        options = {**self._options, "fields": list(fields)}
+        crops = self._dataset.crops({**options, "fields": self._prepare.fields})
+        if crops is not None:
+            options = {name: value for name, value in options.items() if name not in _OF_CROPS}
+            if crops.samples_of_row > 1:
+                # A row comes once for each cell of a grid, which one of the cropped fields is enough for.
+                name = crops.fields[0]
+                options |= {option: self._options[option] for option in ("crop", "crop_at")}
+                options |= {"crop_fields": [name], "fields": list(dict.fromkeys([*fields, name]))}
+        return self._dataset.batches(self._split, **options)
 
     @cached_property
     def ids(self) -> npt.NDArray[np.int64]:
         """Row ids, (rows,) int64, including the repeated rows of a padded tail."""
-        batches = self._dataset.batches(self._split, **{**self._options, "fields": []})
+        batches = self._batches()
         return np.concatenate([np.zeros(0, np.int64), *(batch.rows.copy() for batch in batches)])
 
     @cached_property
@@ -73,7 +92,7 @@ class OrderedRows:
     @cached_property
     def classes(self) -> npt.NDArray[Any]:
         """The class of each row, (rows,) ints; the stored values if the labels are not classes."""
-        batches = self._dataset.batches(self._split, **{**self._options, "fields": [self.labels.name]})
+        batches = self._batches(self.labels.name)
         parts = [self.labels.ids(batch).copy() for batch in batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

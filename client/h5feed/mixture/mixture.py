@@ -320,12 +320,13 @@ class Mixture(Trainable):
 
     def recorded(self, plan: Plan, options: Mapping[str, Any], timeout: float) -> lineage.Source:
         assert isinstance(plan, MixturePlan)
+        given = {one.name: lineage.recorded_options(one.options) for one in self._sources}
         mix: dict[str, Any] = {
             "mixed": self._mixed,
             "stop": self._stop,
             "epoch_rows": self._epoch_rows,
             "fields": {source.name: source.renamed for source in self._sources if source.renamed},
-            "options": {one.name: lineage.recorded_options(one.options) for one in self._sources if one.options},
+            "options": {name: own for name, own in given.items() if own},
         }
         if self._shares is None:
             mix["round_robin"] = True
