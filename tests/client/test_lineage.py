@@ -17,6 +17,7 @@ import pytest
 from h5feed.lineage import Source
 
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ORDER: Any = {"batch_size": 16, "shuffle": True, "seed": 3, "val": 0.2, "where": "y in 0, 2"}
 CARD = """
@@ -300,8 +301,13 @@ def test_croissant(folder: Path, serve: Callable[..., ServerProcess], tmp_path: 
         write(folder / "parts" / f"{split}.h5")
     server = serve(folder)
     feed = h5feed.connect(server.url)
-    names = [entry["name"] for entry in feed.datasets() if entry["status"] == "ok"]
-    assert {"pets", "small", "odd, one", "parts"} <= set(names)
+
+    def served() -> list[str]:
+        return [entry["name"] for entry in feed.datasets() if entry["status"] == "ok"]
+
+    # Until all have been inspected.
+    wait_until(lambda: {"pets", "small", "odd, one", "parts"} <= set(served()))
+    names = served()
     for name in names:
         document = feed[name].croissant()
         (tmp_path / "croissant.json").write_text(json.dumps(document))

@@ -17,6 +17,8 @@ def begin_alike() -> None:
     os.environ["H5FEED_LOCAL"] = "0"
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         os.environ.pop(name, None)
+    # netCDF4 would set it to filters that are linked with its own libhdf5, which h5py in child processes would load.
+    os.environ.setdefault("HDF5_PLUGIN_PATH", "")
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     # A shell has what it runs in the background ignore the one, `nohup` the other, and children inherit that.
