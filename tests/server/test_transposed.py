@@ -97,6 +97,9 @@ def _write(folder: Path) -> None:
             group = file.create_group(name)
             group.attrs["MATLAB_class"], group.attrs["MATLAB_sparse"] = np.bytes_(kind), np.uint64(CELLS)
             group["data"], group["ir"], group["jc"] = matrix.data, matrix.indices, matrix.indptr
+        zeros = file.create_group("zeros")
+        zeros.attrs["MATLAB_class"], zeros.attrs["MATLAB_sparse"] = np.bytes_("double"), np.uint64(CELLS)
+        zeros["jc"] = np.zeros(GENES + 1, "u8")
         file["unsaid/data"], file["unsaid/ir"], file["unsaid/jc"] = X.data, X.indices, X.indptr
 
 
@@ -200,6 +203,8 @@ def test_what_is_wrong_is_refused(feed: h5feed.Feed) -> None:
     dataset = feed["others"]
     assert f"not those of {GENES + 1} columns" in str(dataset.fields["short"].reason)
     assert "its indptr do not ascend" in str(dataset.fields["backward"].reason)
+    listed = HTTP.get(f"{feed.url}/v1/datasets").json()
+    assert "all of its values are 0, and MATLAB has stored none" in str(listed) and "zeros.jc" not in str(listed)
     assert "unsaid" not in feed["matlab"].fields or not feed["matlab"].fields["unsaid"].readable
     with pytest.raises(DatasetCorrupt, match=f"column 9 of 'broken/data' has a row index .* its {CELLS} rows"):
         dataset.take([0], fields=["broken"])

@@ -86,6 +86,11 @@ def with_sparse(
         members[group][name] = path
     fields = dict(segments)
     for group, names in members.items():
+        if names.keys() == {"jc"} and "MATLAB_sparse" in groups.get(group, {}):
+            fields[group] = _unreadable(
+                group, fields.pop(names["jc"]), groups[group], "all of its values are 0, and MATLAB has stored none"
+            )
+            continue
         parts = next((parts for parts in _PARTS if parts <= names.keys()), None)
         if parts is None or ("row" in parts and not _BESIDE & names.keys() and group not in groups):
             continue
@@ -101,12 +106,16 @@ def with_sparse(
                 own |= {name: own[theirs] for name, theirs in _MATLAB.items()}
             matrix = _rows_of(own, about, read, paired, by_rows)
         except _Unservable as why:
-            reason = f"{_described(about)}: {why}"
-            matrix = Segment(own["data"].source, ArrayLayout(path, (), "|u1", unreadable=reason))
+            matrix = _unreadable(path, own["data"], about, str(why))
         gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
         fields = {name: segment for name, segment in fields.items() if name not in gone}
         fields[path] = matrix
     return fields
+
+
+def _unreadable(path: str, part: Segment, about: Mapping[str, Any], why: str) -> Segment:
+    """What stands for a matrix with this part."""
+    return Segment(part.source, ArrayLayout(path, (), "|u1", unreadable=f"{_described(about)}: {why}"))
 
 
 def _rows_of(
