@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.server_process import ServerProcess
+from tests.support.sparse_groups import write_sparse
 
 CELLS, GENES = 211, 803
 
@@ -40,13 +41,6 @@ X, COUNTS = _matrix(), _matrix("i8", 1)
 TYPES = np.arange(CELLS) % 3
 
 
-def _write_group(file: h5py.File, path: str, matrix: Any, attributes: Mapping[str, Any], **options: Any) -> None:
-    group = file.create_group(path)
-    group.attrs.update(attributes)
-    for name in ("data", "indices", "indptr"):
-        group.create_dataset(name, data=getattr(matrix, name), **options)
-
-
 def _write(folder: Path) -> None:
     obs = pd.DataFrame(
         {"cell_type": pd.Categorical(np.array(["B", "NK", "T"])[TYPES])}, index=[f"c{n}" for n in range(CELLS)]
@@ -59,33 +53,33 @@ def _write(folder: Path) -> None:
         cells.write_h5ad(folder / f"{name}.h5ad", **options)
     csr = {"encoding-type": "csr_matrix", "shape": X.shape}
     with h5py.File(folder / "chunks.h5", "w") as file:
-        _write_group(file, "X", X, csr, chunks=(16,), compression="gzip")
+        write_sparse(file, "X", X, csr, chunks=(16,), compression="gzip")
         file["y"] = TYPES
     with h5py.File(folder / "contiguous.h5", "w") as file:
-        _write_group(file, "X", X, csr)
+        write_sparse(file, "X", X, csr)
         del file["X/data"], file["X/indices"]
         file["X/data"], file["X/indices"] = X.data.astype(">f8"), X.indices.astype(">i8")
         file["y"] = TYPES
     with h5py.File(folder / "old.h5", "w") as file:
-        _write_group(file, "X", X, {"h5sparse_format": "csr", "h5sparse_shape": X.shape})
+        write_sparse(file, "X", X, {"h5sparse_format": "csr", "h5sparse_shape": X.shape})
         file["y"] = TYPES
     with h5py.File(folder / "tenx.h5", "w") as file:
-        _write_group(file, "matrix", COUNTS.astype("i4"), {})
+        write_sparse(file, "matrix", COUNTS.astype("i4"), {})
         file["matrix/shape"] = np.array([GENES, CELLS])
         file["matrix/barcodes"] = np.array([f"b{n}".encode() for n in range(CELLS)])
     # Not in scipy's canonical form: indices in no order, and several values of the same cell and gene.
     loose = X.copy()
     loose.indices, loose.data = loose.indices[::-1].copy() % 11, loose.data[::-1].copy()
     with h5py.File(folder / "loose.h5", "w") as file:
-        _write_group(file, "X", loose, csr, chunks=(50,))
+        write_sparse(file, "X", loose, csr, chunks=(50,))
         file["y"] = TYPES
     with h5py.File(folder / "wrong.h5", "w") as file:
         broken = X.copy()
         broken.indices[broken.indptr[9]] = GENES
-        _write_group(file, "X", broken, csr)
+        write_sparse(file, "X", broken, csr)
         file["y"] = TYPES
         for name in ("backward", "beyond", "short", "lengths", "shapeless", "unsaid", "negative"):
-            _write_group(file, name, X, {} if name == "unsaid" else {"encoding-type": "csr_matrix"})
+            write_sparse(file, name, X, {} if name == "unsaid" else {"encoding-type": "csr_matrix"})
             if name not in ("shapeless", "unsaid"):
                 file[name].attrs["shape"] = X.shape
         file["backward/indptr"][3] = 1_000_000

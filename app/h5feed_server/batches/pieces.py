@@ -27,10 +27,9 @@ from h5feed.stored.pieces import (
 )
 from h5feed.wire import CROP, ROWS, WEIGHT, WORTHWHILE, Body, Tensor
 
-from ..catalog.dataset import Dataset
 from .bodies import Lists, body_of, lengths_of, lists_of, read_fields
 from .compression import WORK_BYTES, compress, is_raw, refusal
-from .plan import BatchPlan
+from .plan import OtherBodies
 from .sampled import SampledField
 
 SMALL_ROW_BYTES = 4096
@@ -57,7 +56,7 @@ class _Undescribed(Exception):
 
 
 @dataclass(frozen=True)
-class PiecesPlan:
+class PiecesPlan(OtherBodies):
     """A plan whose bodies contain pieces.
 
     Parameters
@@ -73,7 +72,6 @@ class PiecesPlan:
         Compress rows that are not stored in compressed chunks, if that makes them smaller: see `compression`.
     """
 
-    plan: BatchPlan
     root: Path
     named: bool
     unnamed: str
@@ -85,18 +83,6 @@ class PiecesPlan:
     one_block = True
 
     @property
-    def dataset(self) -> Dataset:
-        return self.plan.dataset
-
-    @property
-    def revisions(self) -> str:
-        return self.plan.revisions
-
-    @property
-    def is_pinned(self) -> bool:
-        return self.plan.is_pinned
-
-    @property
     def full(self) -> Body:
         """Body of an ordinary batch."""
         return self.plan.full
@@ -104,10 +90,6 @@ class PiecesPlan:
     def nbytes(self, start: int, stop: int) -> int:
         """An estimate. Raises the same errors as that of `BatchPlan`."""
         return self.plan.nbytes(start, stop)
-
-    def count_rows(self, start: int, stop: int) -> int:
-        """Same as that of `BatchPlan`."""
-        return self.plan.count_rows(start, stop)
 
     def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
         """One body with batches start … stop-1, in a leased buffer.

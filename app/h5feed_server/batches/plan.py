@@ -436,3 +436,31 @@ def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
     for wanted, place in zip(rows, out, strict=True):
         # The rows are known to exist. "clip" avoids the buffer that "raise" needs to leave `out` intact on errors.
         take(wanted, 0, place, "clip")
+
+
+@dataclass(frozen=True)
+class OtherBodies:
+    """A plan whose batches are sent in bodies of another kind.
+
+    Parameters
+    ----------
+    plan : BatchPlan
+    """
+
+    plan: BatchPlan
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.plan.dataset
+
+    @property
+    def revisions(self) -> str:
+        return self.plan.revisions
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.plan.is_pinned
+
+    def count_rows(self, start: int, stop: int) -> int:
+        """Same as that of `BatchPlan`."""
+        return self.plan.count_rows(start, stop)

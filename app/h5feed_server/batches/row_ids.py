@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.wire import CROP, EPISODE, ITEMS, OFFSETS, ROWS, WEIGHT, Body, Tensor, rows_of_other
 
-from ..catalog.dataset import Dataset
 from ..splits.windows import Windows
 from .bodies import body_of
-from .plan import BatchPlan
+from .plan import OtherBodies
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -25,7 +24,7 @@ _INT64 = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
-class RowIdsPlan:
+class RowIdsPlan(OtherBodies):
     """A plan whose bodies have row ids only.
 
     Parameters
@@ -35,22 +34,9 @@ class RowIdsPlan:
         Returns the samples, if these are windows of rows.
     """
 
-    plan: BatchPlan
     windows: Callable[[], Windows]
 
     one_block = False
-
-    @property
-    def dataset(self) -> Dataset:
-        return self.plan.dataset
-
-    @property
-    def revisions(self) -> str:
-        return self.plan.revisions
-
-    @property
-    def is_pinned(self) -> bool:
-        return self.plan.is_pinned
 
     @property
     def ragged(self) -> bool:
@@ -72,10 +58,6 @@ class RowIdsPlan:
         grid.check_range(start, stop)
         tail = self.full.nbytes if self.ragged else self._body(grid.size(stop - 1)).nbytes
         return (stop - start - 1) * self.full.nbytes + tail
-
-    def count_rows(self, start: int, stop: int) -> int:
-        """Same as that of `BatchPlan`."""
-        return self.plan.count_rows(start, stop)
 
     def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
         """Batches start … stop-1, back to back, in a leased buffer.
@@ -117,7 +99,7 @@ class RowIdsPlan:
     @property
     def _has_episodes(self) -> bool:
         spec = self.plan.order.spec
-        return spec.has_windows and spec.ends not in (None, "drop")
+        return spec.has_windows and spec.ends != "drop"
 
     def _body(self, rows: int, packed_rows: int | None = None) -> Body:
         plan = self.plan
