@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -210,6 +211,27 @@ def test_a_store_that_is_away_is_told_as_such(serve: Serve, proxy: StoreProxy) -
     proxy.behave = lambda path, ranged, ask: (403, {"content-length": "0"}, b"")
     with h5feed.connect(server.url, deadline=5) as feed, pytest.raises(Unreadable, match="refused the server's cred"):
         feed["rows"].take([0, 1], fields=["plain"])
+
+
+def test_what_a_store_said_is_told_though_it_hangs_then(serve: Serve, proxy: StoreProxy) -> None:
+    server = serve("s3://data/sub", **proxy.environment, **UNCACHED, H5FEED_READ_TIMEOUT="10")
+    described(server, "rows")
+    asked = itertools.count()
+    over = threading.Event()
+
+    def fail_then_hang(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if next(asked):
+            over.wait(60)
+        return 503, {"content-length": "0"}, b""
+
+    proxy.behave = fail_then_hang
+    try:
+        answer = httpx.get(
+            f"{server.url}/v1/datasets/rows/rows", params={"start": 0, "stop": 2, "fields": "plain"}, timeout=60
+        )
+    finally:
+        over.set()
+    assert answer.status_code == 503 and "status 503" in answer.json()["detail"], answer.text
 
 
 @pytest.mark.parametrize("heeds_conditions", [False, True])

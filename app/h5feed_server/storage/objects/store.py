@@ -341,13 +341,16 @@ class ObjectStore:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
         until = self._loop.time() + self._timeout
         pause = _FIRST_PAUSE
+        problem: FeedError | None = None
         while True:
             try:
                 async with asyncio.timeout_at(until), self._slots.one(one.key if one else None, ahead=ahead):
                     await self._turn(until)
                     return await self._attempt(work, one, ATTEMPT_SECONDS)
             except (FeedError, TimeoutError) as error:
-                problem = self._problem(error, one)
+                # What the attempts before have met says more than that the time was over during the last.
+                if problem is None or isinstance(error, FeedError):
+                    problem = self._problem(error, one)
                 if isinstance(problem, (RevisionChanged, Unreadable)):
                     on_change()
                 wait = pause * random.uniform(0.5, 1)
