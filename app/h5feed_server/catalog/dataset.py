@@ -379,7 +379,7 @@ def describe_fields(
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
-        note = "; ".join(filter(None, (about.note if about else None, item.note))) or None
+        note = "; ".join(filter(None, (_noted(item.column), item.note))) or None
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):
@@ -399,6 +399,14 @@ def describe_fields(
             )
         )
     return tuple(described)
+
+
+def _noted(column: Column) -> str | None:
+    """What the program that wrote a column tells to note of it."""
+    notes = [segment.about.note if segment.about else None for segment in column.segments]
+    if notes[0] is None or len(set(notes)) == 1:
+        return notes[0]
+    return f"in its first piece, {notes[0]}"
 
 
 def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:
