@@ -21,6 +21,7 @@ from h5feed.stored.layout import ArrayLayout
 from h5feed.suggestions import no_field
 from h5feed.wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT
 
+from ..storage.transposed import TransposedFile
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .names import Names
@@ -238,6 +239,18 @@ class Dataset:
                 is_member = array.record is not None or array.member is not None
                 arrays[segment.file.path, path.rpartition(".")[0] if is_member else path] = array.stored_bytes
         return sum(arrays.values())
+
+    @cached_property
+    def copies(self) -> tuple[str, ...]:
+        """Names of the copies by rows that its fields are read from. They may change when files that had just been
+        written are inspected again, although these are the same."""
+        sources = (
+            segment.source
+            for field in self.fields
+            if field.column.indices is not None
+            for segment in field.column.segments
+        )
+        return tuple(source.name for source in sources if isinstance(source, TransposedFile))
 
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raise an error for rows that do not exist.
