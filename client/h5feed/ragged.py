@@ -137,6 +137,11 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
             for name in given:
                 raise BadParameter(f"{name}= needs pad=, which names the fields to pad, or pack=")
             return None
+    if isinstance(given.get("pad_value"), Mapping):
+        for name in given["pad_value"]:
+            if name not in names:
+                what = "padded" if pack is None else "packed"
+                raise BadParameter(f"pad_value= names {name!r}, which is not {what}: {', '.join(map(repr, names))} are")
     dtypes = {name: _dtype_of(fields[name]) for name in names}
     layout = Layout(
         tuple(names),
