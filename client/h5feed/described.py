@@ -325,9 +325,10 @@ def check_joins_are_used(joins: Iterable[str], how: str | None, options: Mapping
     chosen = field_names(options.get("x"))
     if how is not None or not chosen:
         return
-    chosen += [*field_names(options.get("y")), *(options.get(one) for one in ("sample_weight", "bucket_by", "pack_by"))]
+    chosen += field_names(options.get("y"))
+    chosen += [options[one] for one in ("sample_weight", "bucket_by", "pack_by") if options.get(one) is not None]
     stored = renamed(options)
-    names = [stored.get(name, name) for name in chosen if name is not None]
+    names = [stored.get(name, name) for name in chosen]
     for text in joins:
         other = unquote(text.partition(":")[0].partition("@")[0])
         if not any(name.startswith(f"{other}{OF_OTHER}") for name in names):

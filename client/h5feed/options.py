@@ -81,7 +81,7 @@ class EpochOptions(SplitOptions, total=False):
     """Put rows of similar length into the same batch: rows are sorted by length within windows of this many rows of
     the order, and the batches are shuffled."""
     bucket_by: str | None
-    """With `bucket`: the field whose lengths count; default: the only list field."""
+    """With `bucket`: the field whose lengths count, which `max_length` does not fix; default: the only list field."""
     bucket_group: int | None
     """With `bucket`: number of consecutive batches of similar lengths; default: `shards`."""
     pack: int | None

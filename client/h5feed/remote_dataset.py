@@ -102,8 +102,8 @@ class RemoteDataset(Summaries):
         ----------
         *others : str
             ``"OTHER"``: the row of the same number. ``"OTHER:key"``: the row with an equal value of the field ``key``,
-            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Percent-encode ``:``,
-            ``@``, ``=`` and ``%`` in names.
+            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Classes are compared
+            by their names. Percent-encode ``:``, ``@``, ``=`` and ``%`` in names.
         how : ``"inner"``, optional
             Leave out rows that have no partner. Default: they are an error.
 
@@ -252,7 +252,7 @@ class RemoteDataset(Summaries):
             Instead of `rows`: values of the field `key`.
         key : str, optional
             Field of one text or integer per row, such as a file name. The server builds an index of it at the first
-            request.
+            request. If it has class names, text is the name of a class, and an integer the stored number.
         duplicates : ``"refuse"`` or ``"all"``
             If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
             of them, one after the other. ``batch.rows`` are their ids.

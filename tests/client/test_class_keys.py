@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import h5feed
@@ -112,7 +111,7 @@ def test_names_that_are_numbers(feed: h5feed.Feed, server: ServerProcess) -> Non
     for key, condition in (("10", '"10"'), ("2", '"2"'), (2, "2"), (1, "1")):
         rows = cells.take(keys=[key], key=field, duplicates="all").rows
         assert rows.tolist() == cells.split_rows("all", where=f"{field} = {condition}").tolist()
-    with pytest.raises(KeysNotFound, match="the classes are 0, 10, 2|did you mean"):
+    with pytest.raises(KeysNotFound, match=r"keys are in no row of .* 0, 10, 2"):
         cells.take(keys=["1"], key=field)
     assert get(server, "cells", key=field, value="1", fields="X").status_code == 200
     assert get(server, "cells", key=field, value="2", duplicates="all", fields="X").status_code == 200
@@ -135,7 +134,7 @@ def test_numbers_without_names_are_those_of_classes(feed: h5feed.Feed) -> None:
 
 def test_what_has_no_partner(feed: h5feed.Feed) -> None:
     """A class that is not there, and a missing value, whose code is -1."""
-    with pytest.raises(KeysNotFound, match="2 of 5 rows have a 'label'.*row 0, 1"):
+    with pytest.raises(KeysNotFound, match=r"2 of 5 rows have a 'label'.*row 0, 1"):
         feed["kinds"].batch(0, join="few:label", fields=["legs"])
     with pytest.raises(AmbiguousKey, match="several rows of 'twice' have 'label' 'cat', such as 1, 2, which row 0 of"):
         feed["pets"].batch(0, join="twice:label", fields=["x"])

@@ -1,4 +1,4 @@
-"""Loops that follow a dataset to which others are joined: these stay at the revision that they had, and that is told."""
+"""Loops that follow a dataset with joined ones: these stay at the revision that they had, and a line says so."""
 
 from __future__ import annotations
 

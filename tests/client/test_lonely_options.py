@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -23,7 +22,7 @@ from tests.support.server_process import ServerProcess
 ROWS = 120
 _random = np.random.default_rng(0)
 LENGTHS = _random.integers(1, 20, ROWS)
-XY = {"x": "images", "y": "labels"}
+XY: dict[str, Any] = {"x": "images", "y": "labels"}
 
 REFUSED_ALONE: dict[str, tuple[Any, str]] = {
     "sequence_stride": (2, "needs sequence_length or offsets"),
@@ -71,9 +70,9 @@ HARMLESS: dict[str, str] = {
 }
 """Options of orders that may have no effect, and why that surprises nobody.
 
-Neither does a value that is the default, as ``ends="drop"`` without windows: it says what happens anyway. An order does
-not depend on the requested fields. So offsets of a field, bucket_by= and join= count also in batches without that field:
-they decide which samples there are, in which order.
+Neither does a value that is the default, as ``ends="drop"`` without windows: it says what happens anyway. Nor does
+sampling_rate= with sequence_length=1, so that lengths can be compared. An order does not depend on the fields that are
+requested: offsets of a field, bucket_by= and join= also count in batches without it, as they decide which samples come.
 """
 
 OF_LOOPS = {

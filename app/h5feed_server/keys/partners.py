@@ -167,7 +167,8 @@ def _fields(dataset: Dataset, key: str, other: Dataset, other_key: str) -> tuple
     if field.is_text != other_field.is_text and integers.class_names is None:
         raise BadParameter(
             f"join={other.name}: {key!r} of {dataset.name!r} holds {field.type_name}, but {other_key!r} of "
-            f"{other.name!r} {other_field.type_name}: both must be text, or both integers, of which one may have class names that the other has as text"
+            f"{other.name!r} {other_field.type_name}: both must be text, or both integers; or one text, and the other "
+            "integers with class names"
         )
     return field, other_field
 

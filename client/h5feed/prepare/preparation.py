@@ -187,20 +187,11 @@ class Preparation:
             if name not in self._derived and name not in self._laid
         }
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
-        if no_targets and field_names(y) and classes is None:
-            what = "makes no targets" if class_mode is None else "makes the inputs the targets"
-            raise BadParameter(f"y={y!r} has no effect: class_mode={class_mode!r} {what}. Leave out one of the two")
-        if class_mode in _OF_LABELS and not self._labels:
-            raise BadParameter(
-                f"class_mode={class_mode!r} makes targets from labels, but there are none: name a field of one label "
-                "per row with y=, or leave out class_mode"
-            )
-        expected = y is None and not no_targets and not self._y.names
+        self._check_class_mode(class_mode, y)
         self.no_targets = None
-        if expected and layout is not None and layout.pack is not None:
-            self.no_targets = _no_packed_targets(layout.fields)
-        elif expected:
-            self.no_targets = no_label(dataset, self._x.names)
+        if y is None and not no_targets and not self._y.names:
+            is_packed = layout is not None and layout.pack is not None
+            self.no_targets = _no_packed_targets(self._laid) if is_packed else no_label(dataset, self._x.names)
         crops = dataset.crops({**(cropping or {}), "fields": self.fields})
         shapes = {name: dataset.fields[renamed.get(name, name)].shape for name in stored}
         if crops is not None:
@@ -262,6 +253,18 @@ class Preparation:
         """
         for name, labels in self._labels.items():
             labels.check_numbered_as(before._labels[name])
+
+    def _check_class_mode(self, class_mode: ClassMode | None, y: FieldNames | None) -> None:
+        """Raise `BadParameter` if the class mode, or the choice of targets, would have no effect."""
+        # With classes, y names the label that they are of.
+        if class_mode in (None, "input") and field_names(y) and self.classes is None:
+            what = "makes no targets" if class_mode is None else "makes the inputs the targets"
+            raise BadParameter(f"y={y!r} has no effect: class_mode={class_mode!r} {what}. Leave out one of the two")
+        if class_mode in _OF_LABELS and not self._labels:
+            raise BadParameter(
+                f"class_mode={class_mode!r} makes targets from labels, but there are none: name a field of one label "
+                "per row with y=, or leave out class_mode"
+            )
 
     def _check_scaled(self, options: Mapping[str, Any], known: Collection[str]) -> None:
         """Raise `BadParameter` if an option of scaling names no field, or would have no effect on it."""
