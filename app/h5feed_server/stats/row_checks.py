@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.runs import equal_runs
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache
 
@@ -164,9 +165,8 @@ class Checker:
 def _repeats(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
     """Each row whose digest an earlier one has, and the first that has it, (n, 2), by row."""
     order = np.argsort(digests, kind="stable")
-    values = digests[order]
-    begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, int)
-    first = np.repeat(order[begins], np.diff(np.append(begins, len(values))))
+    begins, ends = equal_runs(digests[order])
+    first = np.repeat(order[begins], ends - begins)
     pairs = np.stack([order, first], axis=1)[order != first]
     repeats: npt.NDArray[np.int32] = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
     return repeats
