@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ FILES = [_file(row) for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     for name, files in (("photos", FILES), ("torn", [*FILES[:9], FILES[9][:200], *FILES[10:]])):
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -54,9 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
             file["images"].attrs.update({"encoding": "mixed", "shape": SHAPE, "resize": "aspect"})
             file["images.offsets"] = np.cumsum([0, *map(len, files)])
             file["labels"] = np.arange(ROWS) % 4
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture

@@ -102,10 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_ALLOWED_HOSTS=NAME)
-    yield process
-    assert process.stop() == 0
+def server(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(folder, H5FEED_ALLOWED_HOSTS=NAME)
 
 
 @pytest.fixture

@@ -104,13 +104,9 @@ def test_pages_through_a_proxy(proxy: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(server: ServerProcess, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server with a token, which trusts proxies on this machine."""
-    process = ServerProcess(
-        server.folder, tmp_path_factory.mktemp("cache"), H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_TOKENS=TOKEN
-    )
-    yield process
-    assert process.stop() == 0
+    return serve_module(server.folder, H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_TOKENS=TOKEN)
 
 
 @pytest.fixture

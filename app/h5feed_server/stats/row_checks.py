@@ -138,7 +138,7 @@ class Checker:
                     block = np.empty((len(rows), *field.sample_shape), field.dtype)
                     self._reader.read_from_source(field.column, rows, block)
                     if field.name in uniform:
-                        uniform[field.name].append(rows[_is_uniform(block, field)])
+                        uniform[field.name].append(rows[_is_uniform(block)])
                     flat = memoryview(block.reshape(-1).view(np.uint8))
                     parts = [flat[n * field.row_bytes : (n + 1) * field.row_bytes] for n in range(len(rows))]
                 for digest, part in zip(hashes, parts, strict=True):
@@ -187,7 +187,7 @@ def _may_be_uniform(field: Field) -> bool:
     return field.channels is not None and math.prod(field.sample_shape) >= _LEAST_NUMBERS and not field.is_ragged
 
 
-def _is_uniform(block: npt.NDArray[Any], field: Field) -> npt.NDArray[np.bool_]:
+def _is_uniform(block: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether all pixels of a row are the same."""
     depth = block.shape[-1] if block.ndim == 4 and block.shape[-1] in (1, 3, 4) else 1
     pixels = block.reshape(len(block), -1, depth)

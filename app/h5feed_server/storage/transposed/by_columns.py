@@ -55,11 +55,6 @@ class ByColumns:
         """Size of the copy."""
         return self.indices_begin + _in_blocks(self.values * self.index_dtype.itemsize)
 
-    @property
-    def table_nbytes(self) -> int:
-        """Size of the table, most of which is in memory while rows are read."""
-        return 8 * (self.rows + 1) + 4 * (self.nbytes // BLOCK)
-
 
 def _in_blocks(nbytes: int) -> int:
     return -(-nbytes // BLOCK) * BLOCK
