@@ -42,6 +42,7 @@ from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
+from .exchange import MAX_PLAIN_BYTES, Answer, BodyCut, Places
 from .giving import Giving
 from .hedging import Hedging, NoOther, Race
 from .http import httpx, timeout_of
@@ -56,7 +57,6 @@ from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
 from .token import ClientToken
 from .trace import WAITING, enter, received, retried, waits_to_tell
-from .transport import MAX_PLAIN_BYTES, Answer, BodyCut, Places
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
