@@ -240,7 +240,7 @@ class Client:
 
         A body of more than `max_bytes` is refused. `cancelled` stops retries and, if it is a `Cancellation`, aborts the
         request. `within` are the seconds that it may take; default: the client's deadline. With `raise_cut`, a
-        truncated body is not retried but raised as `transport.BodyCut`, which holds the part that arrived.
+        truncated body is not retried but raised as `exchange.BodyCut`, which holds the part that arrived.
 
         Raises
         ------
