@@ -7,8 +7,11 @@ which the needed ones are requested together, like those of any other loop: from
 
 from __future__ import annotations
 
+import itertools
+import operator
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,24 +23,32 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
+from ..errors import ConnectionFailed
 from ..mixing import Mixing
 from ..order import BatchGrid
 from ..plan import BLOCK_BYTES, Plan
 from ..wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT, Tensor
 from .leased import leased
+from .shared import SharedBatches
 
 SOURCE = "__source__"
 """Name of the field with the number of the source of each row."""
 
 SOURCE_BATCH_BYTES = 256 << 10
-"""Size of the batches in which sources are read. Each batch takes time, however small it is; of larger ones, more rows
-would be fetched twice, by the two blocks that need parts of them."""
+"""Size of the batches in which sources are read. Each batch takes time, however small it is; of larger ones, blocks
+that need only a part would have to wait for more."""
 
 MOST_SOURCE_ROWS = 64
 """Maximum number of rows of such a batch, for small rows."""
 
 _GAP_BYTES = 64 << 10
 """Batches that are not needed are fetched too if the gap is smaller: a request of its own would take longer."""
+
+SHARED_BYTES = 64 << 20
+"""Limit on batches of sources that are kept because other blocks need the rest of them."""
+
+_ROW_BYTES = 4 << 10
+"""Rows of at least this size are copied one by one: NumPy takes twice as long for a list of places."""
 
 Int64s = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -144,6 +155,7 @@ class MixtureFetcher:
 
     def __init__(self, plan: MixturePlan, fetches: Sequence[Fetch[Batch]], revision: str, pool: BufferPool) -> None:
         self._plan, self._fetches, self._revision, self._pool = plan, fetches, revision, pool
+        self._shared = SharedBatches(SHARED_BYTES)
 
     def __call__(self, block: Block, cancelled: threading.Event) -> list[Batch]:
         plan = self._plan
@@ -193,21 +205,48 @@ class MixtureFetcher:
     def _fetched(
         self, source: int, passes: Int64s, numbers: Int64s, cancelled: threading.Event
     ) -> dict[tuple[int, int], Batch]:
-        """Batches of a source, by pass and number."""
+        """Batches of a source, by pass and number. Those of which other blocks need rows, too, are shared with them."""
+        plan = self._plan.sources[source].plan
+        uses = Counter(zip(passes.tolist(), numbers.tolist(), strict=True))
+        came: dict[tuple[int, int], Batch] = {}
+        while missing := sorted(uses.keys() - came.keys()):
+            if cancelled.is_set():
+                raise ConnectionFailed("the request was cancelled")
+            partly = [key for key in missing if uses[key] < plan.rows_of(key[1])]
+            claimed = {key for key in partly if self._shared.claim((source, *key))}
+            others = [key for key in partly if key not in claimed]
+            try:
+                for batches in self._runs(source, [key for key in missing if key not in others], cancelled):
+                    came |= batches
+                    for key in claimed & batches.keys():
+                        claimed.remove(key)
+                        nbytes = len(batches) * plan.batch_bytes
+                        self._shared.deliver((source, *key), batches[key], nbytes, uses[key])
+            finally:
+                for key in claimed:
+                    self._shared.give_up((source, *key))
+            for key in others:
+                batch = self._shared.get((source, *key), uses[key], cancelled)
+                if batch is not None:
+                    came[key] = batch
+        return came
+
+    def _runs(
+        self, source: int, keys: Sequence[tuple[int, int]], cancelled: threading.Event
+    ) -> Iterator[dict[tuple[int, int], Batch]]:
+        """Fetch batches of a source, by pass and number: those that follow each other together."""
         plan, fetch = self._plan.sources[source].plan, self._fetches[source]
         most = 1 + _GAP_BYTES // max(1, plan.batch_bytes)
-        came = {}
-        for of_pass in np.unique(passes).tolist():
-            wanted = np.unique(numbers[passes == of_pass])
+        for of_pass, numbers in itertools.groupby(keys, key=operator.itemgetter(0)):
+            wanted = np.array([number for _, number in numbers])
             for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > most) + 1):
                 start, stop = int(run[0]), int(run[-1]) + 1
                 epoch = of_pass if plan.is_drawn else 0
                 rest: Block | None = Block(epoch, start, stop, (stop - start) * plan.batch_bytes)
                 while rest is not None:
                     block, rest = rest.cut(BLOCK_BYTES)
-                    for index, batch in enumerate(fetch(block, cancelled), block.start):
-                        came[of_pass, index] = batch
-        return came
+                    batches = fetch(block, cancelled)
+                    yield {(of_pass, index): batch for index, batch in enumerate(batches, block.start)}
 
 
 @dataclass(frozen=True)
@@ -226,7 +265,12 @@ class _Mixed:
         taken = slice(first, last + 1) if last - first + 1 == len(rows) else rows
         self.rows[at] = batch.rows[taken]
         for name, array in self.arrays.items():
-            array[at] = batch[names[name]][taken]
+            part = batch[names[name]][taken]
+            if array.strides[0] < _ROW_BYTES:
+                array[at] = part
+            else:
+                for place, row in zip(at.tolist(), part, strict=True):
+                    array[place] = row
         parts = [(name, names[name], names[name] + OFFSETS) for name in self.plan.flat]
         for name in self.plan.csr:
             own = names[name]

@@ -23,7 +23,7 @@ from ..crops import Crops
 from ..dataset import Dataset
 from ..errors import BadParameter, RevisionChanged
 from ..fetching.laying_out import laid_out_fetch
-from ..fetching.mixed import SOURCE, MixtureFetcher, MixturePlan, SourcePlan
+from ..fetching.mixed import SHARED_BYTES, SOURCE, SOURCE_BATCH_BYTES, MixtureFetcher, MixturePlan, SourcePlan
 from ..fetching.readahead import ReadAhead, read_ahead
 from ..mixing import Mixing, Parts, Stop, tempered, units_of
 from ..net import jobs
@@ -184,7 +184,9 @@ class Mixture(Trainable):
         of_sources = [name for name in fields if name != SOURCE]
         if given.get("decode_cf") and not any(source.is_packed(of_sources, passed_on) for source in self._sources):
             raise BadParameter(f"decode_cf: none of the fields {of_sources} is packed in any source: leave it out")
-        sources = tuple(source.plan(split, of_sources, passed_on) for source in self._sources)
+        # A started batch of each source is kept while mixed batches take rows of it.
+        source_bytes = min(SOURCE_BATCH_BYTES, SHARED_BYTES // (2 * len(self._sources)))
+        sources = tuple(source.plan(split, of_sources, passed_on, source_bytes) for source in self._sources)
         mixing = self._mixing(tuple(source.plan.rows for source in sources), batch_size, int(options.get("seed") or 0))
         last = tail_of(options)
         grid = BatchGrid(mixing.rows, batch_size, options.get("shard") or 0, options.get("shards") or 1, last)

@@ -11,7 +11,7 @@ import numpy as np
 from ..crops import Crops
 from ..dataset import Dataset
 from ..errors import BadParameter
-from ..fetching.mixed import MOST_SOURCE_ROWS, SOURCE, SOURCE_BATCH_BYTES, SourcePlan
+from ..fetching.mixed import MOST_SOURCE_ROWS, SOURCE, SourcePlan
 from ..frames import Field
 from ..offsets import MASK, Taken, offsets_of, offsets_text, renamed
 from ..plan import conditions, names_of
@@ -48,8 +48,8 @@ class Source:
         """The new names of fields, as `h5feed.mix` takes them."""
         return {own: name for name, own in self.names.items() if name != own}
 
-    def plan(self, split: str, fields: Sequence[str], options: Mapping[str, Any]) -> SourcePlan:
-        """How it is read."""
+    def plan(self, split: str, fields: Sequence[str], options: Mapping[str, Any], batch_bytes: int) -> SourcePlan:
+        """How it is read, in batches of about `batch_bytes`."""
         chosen: dict[str, Any] = {"split": split, **options}
         for option in _FIELD_OPTIONS:
             if chosen.get(option) is not None and option not in self.options:
@@ -66,7 +66,7 @@ class Source:
         one = self.dataset.plan(**chosen, fields=own_fields, batch_size=1)
         if not one.rows:
             raise BadParameter(f"the source {self.name!r} has no rows in {chosen['split']!r} to mix")
-        rows = max(1, min(MOST_SOURCE_ROWS, SOURCE_BATCH_BYTES // max(1, one.batch_bytes)))
+        rows = max(1, min(MOST_SOURCE_ROWS, batch_bytes // max(1, one.batch_bytes)))
         plan = self.dataset.plan(**chosen, fields=own_fields, batch_size=rows)
         masks = {name + MASK: names[name] + MASK for name in fields if names[name] + MASK in plan.frame.masks}
         starts = {CROP: CROP} if CROP in plan.frame.tensors else {}
