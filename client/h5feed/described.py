@@ -12,6 +12,7 @@ from .crops import Crops, RowShape, crops_of
 from .errors import BadParameter
 from .fetching.cached import MadeOf
 from .frames import Field, Frame
+from .joins import join_parts
 from .offsets import Offsets, has_masks, offsets_by_name, renamed
 from .options import OrderOptions, field_names
 from .plan import Plan, StoredImages, names_of, tail_of
@@ -248,7 +249,7 @@ class Described(Samples):
         names = fields_of(plan)
         asked = {**plan.asked, "fields": names}
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
-        by_key = [info["name"] for text, info in self._joins if ":" in text]
+        by_key = [info["name"] for text, info in self._joins if join_parts(text).keys is not None]
         found: dict[str, MadeOf] = {}
         for name in names:
             if name in plan.frame.sparse:

@@ -42,6 +42,7 @@ from .fetching.server import (
 )
 from .frames import DTYPES, Frame
 from .images import ImageSpec
+from .joins import join_parts
 from .net.client import Client
 from .offsets import axes_of
 from .options import OrderOptions, split_options
@@ -115,13 +116,13 @@ class RemoteDataset(Summaries):
             raise BadParameter(f"how={how!r} must be 'inner', which leaves out rows without a partner, or None")
         joins = list(self._joins)
         for text in others:
-            whose, colon, by = text.partition(":")
-            name, at, revision = whose.partition("@")
-            params = {"revision": unquote(revision)} if at else {}
+            name, revision, keys = join_parts(text)
+            params = {} if revision is None else {"revision": unquote(revision)}
             info = self._client.json(f"/v1/datasets/{quoted(unquote(name))}", params)
             checked(info, DatasetInfo, "dataset")
             other = RemoteDataset(self._client, info)
-            joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
+            by = "" if keys is None else f":{keys}"
+            joins.append((f"{quoted(other.name)}@{other.settle()}{by}", other.info))
         return self._with_joins(joins, how or self._how)
 
     def owner_of(self, field: str) -> tuple[Samples, str]:
@@ -503,8 +504,8 @@ class RemoteDataset(Summaries):
         found = {}
         folder, cache_bytes = (cache.folder, cache.max_bytes) if isinstance(cache, RowCache) else (cache, None)
         for text, info in self._joins:
-            whose, by_key, _ = text.partition(":")
-            other, revision = RemoteDataset(self._client, info), unquote(whose.partition("@")[2])
+            join, other = join_parts(text), RemoteDataset(self._client, info)
+            revision = unquote(join.revision or "")
             fields = [made.field for made in made_of.values() if made.origin == other.name]
             if fields:
                 encoded = [self._origin_of(name) for name in names_of(plan.params.get("encoded"))]
@@ -513,7 +514,7 @@ class RemoteDataset(Summaries):
                 found[other.name] = Origin(
                     self._cache_of(other.name, revision, other.rows, folder, cache_bytes),
                     taker(client, other._path, revision, frame, {}, client.pool, as_stored=as_stored),
-                    rows_of_other(other.name) if by_key else ROWS,
+                    ROWS if join.keys is None else rows_of_other(other.name),
                 )
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,10 @@ from tests.support.texts import FIELDS, LENGTHS, ROWS, TOKENS, write_texts
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("texts")
     write_texts(folder)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield server
-    assert server.stop() == 0
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import AmbiguousKey, InternalError, KeysNotFound, Overloaded
+from h5feed.runs import consecutive
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache
 from h5feed.suggestions import did_you_mean
@@ -148,8 +149,7 @@ class KeyIndexes:
             # Keys that are listed often multiply: each has all the rows again.
             raise TooManyRows(limit)
         which = np.repeat(np.arange(len(wanted)), each)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)
-        candidates = rows[np.repeat(begins[places], each) + within]
+        candidates = rows[consecutive(begins[places], each)]
         same = self._are_same(field, candidates, wanted, which)
         return which[same], candidates[same]
 

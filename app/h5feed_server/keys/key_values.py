@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+from h5feed.runs import consecutive
 
 from ..catalog.dataset import Dataset, Field
 from ..storage.reader import Reader
@@ -156,11 +157,9 @@ class Texts(Values):
             begin = int(stops[first] - lengths[first])
             last = max(first + 1, int(np.searchsorted(stops, begin + _BLOCK_BYTES // 8, "right")))
             part, sizes = compared[first:last], lengths[first:last]
-            starts = np.cumsum(sizes) - sizes
-            within = np.arange(int(sizes.sum())) - np.repeat(starts, sizes)
-            own = self.items[np.repeat(self.offsets[places[part]], sizes) + within]
-            theirs = other.items[np.repeat(other.offsets[other_places[part]], sizes) + within]
-            same[part] = ~np.logical_or.reduceat(own != theirs, starts)
+            own = self.items[consecutive(self.offsets[places[part]], sizes)]
+            theirs = other.items[consecutive(other.offsets[other_places[part]], sizes)]
+            same[part] = ~np.logical_or.reduceat(own != theirs, np.cumsum(sizes) - sizes)
             first = last
         return np.asarray(same, np.bool_)
 
