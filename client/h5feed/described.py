@@ -331,7 +331,7 @@ def check_joins_are_used(joins: Iterable[str], how: str | None, options: Mapping
     stored = renamed(options)
     names = [stored.get(name, name) for name in chosen]
     for text in joins:
-        other = unquote(text.partition(":")[0].partition("@")[0])
+        other = unquote(join_parts(text).dataset)
         if not any(name.startswith(f"{other}{OF_OTHER}") for name in names):
             raise BadParameter(
                 f"join={text!r} has no effect: none of the fields {', '.join(map(repr, names))} is of {other!r}. Name "

@@ -141,7 +141,7 @@ class RemoteDataset(Summaries):
         """Name, revision here and revision now of each joined dataset that has changed on the server."""
         found = []
         for text, info in self._joins:
-            revision = unquote(text.partition(":")[0].partition("@")[2])
+            revision = unquote(join_parts(text).revision or "")
             now = self._client.json(f"/v1/datasets/{quoted(info['name'])}")["revision"]
             # A provisional name may stand for the same content.
             if not is_provisional(now) and not self._client.names.are_same(now, revision):
