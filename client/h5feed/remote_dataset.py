@@ -20,7 +20,7 @@ from .batch import Batch
 from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
-from .described import CROPPED, OF_OTHER, without_crops
+from .described import CROPPED, OF_OTHER, check_joins_are_used, without_crops
 from .errors import BadAnswer, BadParameter, RowOutOfRange, TooLarge
 from .fetching.cached import MadeOf, Origin, cached_fetch, takes_of
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
@@ -103,8 +103,8 @@ class RemoteDataset(Summaries):
         ----------
         *others : str
             ``"OTHER"``: the row of the same number. ``"OTHER:key"``: the row with an equal value of the field ``key``,
-            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Percent-encode ``:``,
-            ``@``, ``=`` and ``%`` in names.
+            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Classes are compared
+            by their names. Percent-encode ``:``, ``@``, ``=`` and ``%`` in names.
         how : ``"inner"``, optional
             Leave out rows that have no partner. Default: they are an error.
 
@@ -133,7 +133,20 @@ class RemoteDataset(Summaries):
         others, how = options.pop("join", None), options.pop("how", None)
         if others is None and how is None:
             return self
-        return self.join(*([others] if isinstance(others, str) else others or ()), how=how)
+        listed = [others] if isinstance(others, str) else list(others or ())
+        check_joins_are_used(listed, how, options)
+        return self.join(*listed, how=how)
+
+    def joined_that_changed(self) -> list[tuple[str, str, str]]:
+        """Name, revision here and revision now of each joined dataset that has changed on the server."""
+        found = []
+        for text, info in self._joins:
+            revision = unquote(join_parts(text).revision or "")
+            now = self._client.json(f"/v1/datasets/{quoted(info['name'])}")["revision"]
+            # A provisional name may stand for the same content.
+            if not is_provisional(now) and not self._client.names.are_same(now, revision):
+                found.append((info["name"], revision, now))
+        return found
 
     def _with_joins(self: D, joins: Sequence[tuple[str, dict[str, Any]]], how: str | None) -> D:
         """A dataset with the fields of others.
@@ -240,7 +253,7 @@ class RemoteDataset(Summaries):
             Instead of `rows`: values of the field `key`.
         key : str, optional
             Field of one text or integer per row, such as a file name. The server builds an index of it at the first
-            request.
+            request. If it has class names, text is the name of a class, and an integer the stored number.
         duplicates : ``"refuse"`` or ``"all"``
             If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
             of them, one after the other. ``batch.rows`` are their ids.
@@ -256,6 +269,10 @@ class RemoteDataset(Summaries):
             raise BadParameter(f"take returns rows of {self.name!r} alone, not {of_other!r}: see batches()")
         if (rows is None) == (keys is None) or (keys is None) != (key is None):
             raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
+        if duplicates not in ("refuse", "all"):
+            raise BadParameter(f"duplicates={duplicates!r} must be 'refuse' or 'all'")
+        if keys is None and duplicates != "refuse":
+            raise BadParameter("duplicates= needs keys=: row ids that are listed twice are returned twice")
         if keys is not None:
             request: dict[str, Any] = {"key": key, "keys": key_list(keys), "duplicates": duplicates, **chosen}
             several = duplicates == "all"
