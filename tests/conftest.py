@@ -45,6 +45,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def serve_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
+    """As `serve`, for servers of all tests of a module, which are to end well."""
+    started: list[ServerProcess] = []
+
+    def start(folder: Path | str, *options: str, **environment: str) -> ServerProcess:
+        server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), *options, **environment)
+        started.append(server)
+        return server
+
+    yield start
+    assert [server.stop() for server in started] == [0] * len(started)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of `write_data_folder`."""
@@ -61,7 +75,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     assert process.stop() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
+    """Connected to `server`, which may be one of the module."""
     with h5feed.connect(server.url, deadline=60) as connected:
         yield connected

@@ -143,13 +143,21 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    if options.ray is not None:
-        from .cluster.serving import run_serve_on_cluster
+    from pydantic import ValidationError
 
-        return run_serve_on_cluster(options)
-    from .serve.command import run_serve
+    from .settings import explain
 
-    return run_serve(options)
+    try:
+        if options.ray is not None:
+            from .cluster.serving import run_serve_on_cluster
+
+            return run_serve_on_cluster(options)
+        from .serve.command import run_serve
+
+        return run_serve(options)
+    except ValidationError as error:
+        explain(error, vars(options))
+        return 2
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from .jobs.registry import InProgress
 from .services import Services
 from .settings import Settings
 from .splits.order_spec import OrderSpec
-from .storage.transposed import TransposedFile
+from .storage.transposed.copy_file import TransposedFile
 
 _BATCH_ROWS = 64
 _BATCHES = 8

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .buffers import BufferPool
 from .errors import TooLarge
 from .extras import needing
+from .runs import equal_runs
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -85,7 +86,7 @@ class SparseRows:
             return self.data
         order = np.argsort(places, kind="stable")
         places = places[order]
-        begins = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
+        begins, _ = equal_runs(places)
         summed: npt.NDArray[Any] = np.add.reduceat(self.data[order], begins, dtype=self.data.dtype)
         return summed
 

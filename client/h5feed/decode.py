@@ -5,9 +5,9 @@ libjpeg-turbo (`simplejpeg`) decodes only as much as needed, directly into an ar
 into the batch, which halves the work. All of these release the GIL, so that threads use all cores, and compute in
 integers.
 
-The other resize modes decode JPEGs larger than `REDUCING` times the target at 1/2, 1/4 or 1/8 with the inverse DCT, as
-Pillow's ``thumbnail`` does. On photographs, pixels differ from a full decode by less than one level on average, and
-decoding is up to three times as fast.
+The other resize modes decode JPEGs larger than `resizing.REDUCING` times the target at 1/2, 1/4 or 1/8 with the inverse
+DCT, as Pillow's ``thumbnail`` does. On photographs, pixels differ from a full decode by less than one level on average,
+and decoding is up to three times as fast.
 
 Servers and clients resize by Pillow, exactly. A build may resize by `cykooz.resizer` instead, in a third of the time:
 it is Pillow's algorithm with shorter integers, so that a pixel differs by at most one level. It is not used where the
@@ -19,10 +19,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import math
 import platform
 import struct
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,15 +38,13 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from .images import Colour, ImageSpec, Interpolation, Resize
+from .resizing import HALVINGS, Pixels, bilinear, enough, halved, linear, resized, resized_pixels
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
 """Supported formats. Pillow knows many more, which are not used for training and would increase the attack surface."""
 
 SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 """Formats that a server decodes per request, without TIFF, which is a container of some twenty other formats."""
-
-REDUCING = 2.0
-"""A JPEG decoded at reduced size is still at least this many times as high and wide as the target."""
 
 MAX_PIXELS = 1 << 28
 """Maximum number of pixels of an image: more is a decompression bomb."""
@@ -60,19 +56,10 @@ MAX_SCANS = 200
 """Maximum number of scans of a progressive JPEG: real ones have ten, a crafted file of a few kilobytes could have
 thousands."""
 
-_FILTERS = {
-    "linear": Image.Resampling.BILINEAR,
-    "bilinear": Image.Resampling.BILINEAR,
-    "area": Image.Resampling.BOX,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA"}
 _ORIENTATION = 0x0112
 _SPACES = {"rgb": "RGB", "bgr": "BGR", "grey": "GRAY", "rgba": "RGBA"}
-_HALVINGS = (8, 4, 2)
 _LEAST_REDUCED = 16
 """Of a smaller reduced JPEG, other scales of libjpeg-turbo may have as many pixels as the one that is meant."""
 
@@ -103,8 +90,6 @@ _GOLDEN = (
     "jpgiACAAAAe1FFFLdRI9srmtJAurI2jINF//2Q=="
 )
 """A base64-encoded JPEG of 68 × 52 pixels with chroma subsampling, as most JPEGs have."""
-
-Pixels = npt.NDArray[np.uint8]
 
 # Pillow warns at half the size that raises an error. Suppressed globally, because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -288,7 +273,7 @@ def _converted(image: Image.Image, spec: ImageSpec, orientation: int, simd: Modu
         mode = _MODES[spec.colour]
         if upright.mode != mode:
             upright = upright.convert(mode)
-        pixels = _as_dtype(_resized_pixels(upright, spec, simd), spec, 255)
+        pixels = _as_dtype(resized_pixels(upright, spec, simd), spec, 255)
     return np.ascontiguousarray(pixels[..., ::-1] if spec.colour == "bgr" else pixels)
 
 
@@ -300,23 +285,15 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _halved(height: int, width: int, spec: ImageSpec) -> int:
-    """The largest divisor of both sides that still leaves enough pixels."""
-    assert spec.size is not None
-    scale = _scale(height, width, spec)
-    high, wide = spec.size if scale is None else (height * scale, width * scale)
-    return next((by for by in _HALVINGS if -(-height // by) >= high and -(-width // by) >= wide), 1)
-
-
 def _linear_jpeg(data: bytes | memoryview, spec: ImageSpec, height: int, width: int, orientation: int) -> Pixels | None:
     """The fast path for JPEGs; None if libjpeg-turbo reports an error, which Pillow may handle better."""
-    by = _halved(height, width, spec)
+    by = halved(height, width, spec)
     high, wide = (width, height) if orientation >= 5 else (height, width)
     try:
         pixels = simplejpeg.decode_jpeg(data, _SPACES[spec.colour], min_height=-(-high // by), min_width=-(-wide // by))
     except ValueError:
         return None
-    return _linear(_turned(pixels, orientation), spec)
+    return linear(_turned(pixels, orientation), spec)
 
 
 def _bilinear_jpeg(
@@ -335,7 +312,7 @@ def _bilinear_jpeg(
         return None
     if pixels.shape[:2] != (height, width):
         return None
-    return _bilinear(_turned(pixels, orientation), spec, simd)
+    return bilinear(_turned(pixels, orientation), spec, simd)
 
 
 def _plain_jpeg(data: bytes | memoryview, spec: ImageSpec, max_pixels: int, simd: ModuleType) -> Decoded | None:
@@ -346,10 +323,10 @@ def _plain_jpeg(data: bytes | memoryview, spec: ImageSpec, max_pixels: int, simd
     if frame is None or frame[0] * frame[1] > max_pixels or (spec.resize == "none" and spec.size != frame):
         return None
     height, width = frame
-    wide, high = _enough(height, width, spec, False)
+    wide, high = enough(height, width, spec, False)
     times = min(width // wide, height // high)
     # As `Image.draft` does.
-    by = next((by for by in _HALVINGS if times >= by), 1)
+    by = next((by for by in HALVINGS if times >= by), 1)
     pixels = _bilinear_jpeg(data, spec, (-(-height // by), -(-width // by)), 1, simd)
     return None if pixels is None else Decoded(_as_dtype(pixels, spec, 255), height, width)
 
@@ -382,52 +359,6 @@ def _frame(data: bytes | memoryview) -> tuple[int, int] | None:
     return None
 
 
-def _bilinear(pixels: Pixels, spec: ImageSpec, simd: ModuleType) -> Pixels:
-    """Resize (height, width[, channels]) as `_resized` does, in a third of the time."""
-    assert spec.size is not None
-    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    high, wide = spec.size
-    height, width = pixels.shape[:2]
-    if (high, wide) == (height, width) or spec.resize == "none":
-        return pixels
-    scale = _scale(height, width, spec)
-    if spec.resize != "pad":
-        return _convolved(pixels, (high, wide), _box(height, width, spec, scale), simd)
-    assert scale is not None
-    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-    padded = np.zeros((high, wide, pixels.shape[2]), np.uint8)
-    top, left = (high - inner[0]) // 2, (wide - inner[1]) // 2
-    whole = (0.0, 0.0, float(width), float(height))
-    padded[top : top + inner[0], left : left + inner[1]] = _convolved(pixels, inner, whole, simd)
-    return padded
-
-
-_resizers = threading.local()
-
-
-def _convolved(
-    pixels: Pixels, size: tuple[int, int], box: tuple[float, float, float, float], simd: ModuleType
-) -> Pixels:
-    """Resize what is in a box of left, top, right and bottom."""
-    height, width, channels = pixels.shape
-    kind = simd.PixelType.U8x3 if channels == 3 else simd.PixelType.U8
-    left, top, right, bottom = box
-    # Rounding must not make the box end beyond the image.
-    across, down = (
-        length if start + (length := stop - start) <= side else math.nextafter(length, 0)
-        for start, stop, side in ((left, right, width), (top, bottom, height))
-    )
-    made = simd.ImageData(size[1], size[0], kind)
-    if not hasattr(_resizers, "own"):
-        # One is not for several threads, and keeps its buffers for the next image.
-        _resizers.own = simd.Resizer()
-    options = simd.ResizeOptions(
-        resize_alg=simd.ResizeAlg.convolution(simd.FilterType.bilinear), crop_box=simd.CropBox(left, top, across, down)
-    )
-    _resizers.own.resize(simd.ImageData(width, height, kind, pixels.tobytes()), made, options)
-    return np.frombuffer(made.get_buffer(), np.uint8).reshape(*size, channels)
-
-
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
     """Rotate pixels to upright orientation."""
     if orientation == 1:
@@ -440,96 +371,9 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels[::down, ::across])
 
 
-def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
-    """Resize (height, width, channels) according to `spec`, by linear interpolation."""
-    assert spec.size is not None
-    high, wide = spec.size
-    height, width = pixels.shape[:2]
-    if (high, wide) == (height, width) or spec.resize == "none":
-        return pixels
-    scale = _scale(height, width, spec)
-    if spec.resize == "aspect":
-        assert scale is not None
-        # Crop whole pixels, equally on both sides up to one pixel.
-        tall, broad = (min(side, max(1, round(to / scale))) for side, to in ((height, high), (width, wide)))
-        top, left = (height - tall) // 2, (width - broad) // 2
-        pixels = pixels[top : top + tall, left : left + broad]
-    if spec.resize != "pad":
-        scaled = np.asarray(cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), np.uint8)
-        return scaled.reshape(high, wide, -1)
-    assert scale is not None
-    inner = max(1, round(height * scale)), max(1, round(width * scale))
-    padded = np.zeros((high, wide, pixels.shape[2]), np.uint8)
-    top, left = (high - inner[0]) // 2, (wide - inner[1]) // 2
-    resized = cv2.resize(pixels, inner[::-1], interpolation=cv2.INTER_LINEAR).reshape(*inner, -1)
-    padded[top : top + inner[0], left : left + inner[1]] = resized
-    return padded
-
-
-def _resized_pixels(image: Image.Image, spec: ImageSpec, simd: ModuleType | None) -> npt.NDArray[Any]:
-    """Resize an image; returns (height, width, channels)."""
-    if simd is not None and spec.interpolation == "bilinear" and spec.size is not None and image.mode in ("RGB", "L"):
-        return _bilinear(np.asarray(image), spec, simd)
-    if spec.interpolation != "linear" or spec.size is None:
-        pixels: npt.NDArray[Any] = np.asarray(_resized(image, spec))
-        return pixels if pixels.ndim == 3 else pixels[..., None]
-    by = _halved(image.height, image.width, spec)
-    reduced: npt.NDArray[Any] = np.asarray(image.reduce(by) if by > 1 else image)
-    return _linear(reduced if reduced.ndim == 3 else reduced[..., None], spec)
-
-
 def _draft(image: Image.Image, spec: ImageSpec, turned: bool) -> None:
     """Let libjpeg decode no more than needed."""
-    image.draft(None, _enough(image.height, image.width, spec, turned))
-
-
-def _enough(height: int, width: int, spec: ImageSpec, turned: bool) -> tuple[int, int]:
-    """Width and height from which an image of this size is to be resized, if it can be decoded at a smaller scale."""
-    assert spec.size is not None
-    high, wide = spec.size
-    if turned:
-        height, width = width, height
-    scale = _scale(height, width, spec)
-    if scale is not None:
-        high, wide = round(height * scale), round(width * scale)
-    reducing = 1.0 if spec.interpolation == "linear" else REDUCING
-    wanted = (math.ceil(wide * reducing), math.ceil(high * reducing))
-    return wanted[::-1] if turned else wanted
-
-
-def _scale(height: int, width: int, spec: ImageSpec) -> float | None:
-    """The common scale factor of both sides; None if they are scaled independently."""
-    assert spec.size is not None
-    both = spec.size[0] / height, spec.size[1] / width
-    return max(both) if spec.resize == "aspect" else min(both) if spec.resize == "pad" else None
-
-
-def _resized(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    if spec.size is None:
-        return image
-    high, wide = spec.size
-    width, height = image.size
-    method = _FILTERS[spec.interpolation]
-    if (high, wide) == (height, width):
-        return image
-    scale = _scale(height, width, spec)
-    if spec.resize != "pad":
-        return image.resize((wide, high), method, box=_box(height, width, spec, scale))
-    assert scale is not None
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    padded = Image.new(image.mode, (wide, high))
-    padded.paste(image.resize(inner, method), ((wide - inner[0]) // 2, (high - inner[1]) // 2))
-    return padded
-
-
-def _box(height: int, width: int, spec: ImageSpec, scale: float | None) -> tuple[float, float, float, float]:
-    """What is kept of an image: left, top, right and bottom."""
-    if scale is None:
-        return 0.0, 0.0, float(width), float(height)
-    assert spec.size is not None
-    # Crop first, to a fraction of a pixel, so that nothing is resampled and then cut off.
-    left, top = (width - spec.size[1] / scale) / 2, (height - spec.size[0] / scale) / 2
-    return max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top)
+    image.draft(None, enough(image.height, image.width, spec, turned))
 
 
 def _convert_deep(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
@@ -537,7 +381,7 @@ def _convert_deep(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
     values = np.asarray(image, np.float32)
     if image.mode == "I" and values.size and values.max() > 65535:
         raise BrokenImage("it has grey values above 65,535")
-    grey = np.asarray(_resized(Image.fromarray(values), spec))
+    grey = np.asarray(resized(Image.fromarray(values), spec))
     if image.mode == "F":
         # Float images have no defined range.
         whole = np.dtype(spec.dtype).kind in "iu"

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
+from urllib.parse import unquote
 
 from .crops import Crops, RowShape, crops_of
 from .errors import BadParameter
 from .fetching.cached import MadeOf
 from .frames import Field, Frame
+from .joins import join_parts
 from .offsets import Offsets, has_masks, offsets_by_name, renamed
-from .options import OrderOptions
+from .options import OrderOptions, field_names
 from .plan import Plan, StoredImages, names_of, tail_of
 from .ragged import OPTIONS, Layout, layout_of
 from .samples import Samples
@@ -247,7 +249,7 @@ class Described(Samples):
         names = fields_of(plan)
         asked = {**plan.asked, "fields": names}
         known, stored, offsets, crops = self._known(asked), renamed(asked), self._offsets(asked), self.crops(asked)
-        by_key = [info["name"] for text, info in self._joins if ":" in text]
+        by_key = [info["name"] for text, info in self._joins if join_parts(text).keys is not None]
         found: dict[str, MadeOf] = {}
         for name in names:
             if name in plan.frame.sparse:
@@ -309,6 +311,32 @@ class Described(Samples):
         elif self._joins and fields is None:
             asked["fields"] = self._chosen(options)
         return cast(OrderOptions, asked), layout
+
+
+def check_joins_are_used(joins: Iterable[str], how: str | None, options: Mapping[str, Any]) -> None:
+    """Check that a model gets fields of each dataset that a loop joins: by default, the inputs of all of them.
+
+    In batches without a loop, a join has an effect without them: rows that have no partner are an error.
+
+    Raises
+    ------
+    BadParameter
+        A join has no effect.
+    """
+    chosen = field_names(options.get("x"))
+    if how is not None or not chosen:
+        return
+    chosen += field_names(options.get("y"))
+    chosen += [options[one] for one in ("sample_weight", "bucket_by", "pack_by") if options.get(one) is not None]
+    stored = renamed(options)
+    names = [stored.get(name, name) for name in chosen]
+    for text in joins:
+        other = unquote(join_parts(text).dataset)
+        if not any(name.startswith(f"{other}{OF_OTHER}") for name in names):
+            raise BadParameter(
+                f"join={text!r} has no effect: none of the fields {', '.join(map(repr, names))} is of {other!r}. Name "
+                f"one, such as {f'{other}{OF_OTHER}…'!r}, or leave out the join"
+            )
 
 
 def fields_of(plan: Plan) -> list[str]:

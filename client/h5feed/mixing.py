@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .order import hashed, order_key
+from .runs import consecutive
 
 BLOCK = 1000
 """Samples after which the numbers of samples are exact."""
@@ -168,7 +169,7 @@ class Mixing:
             ascending = np.argsort(of_block, kind="stable")
             sizes = np.bincount(of_block, minlength=len(parts))
             within = np.empty_like(of_block)
-            within[ascending] = np.arange(len(of_block)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            within[ascending] = consecutive(0, sizes)
             ranks[inside] = within[places] + before[of_block[places]]
         return sources, ranks
 

@@ -81,7 +81,7 @@ class EpochOptions(SplitOptions, total=False):
     """Put rows of similar length into the same batch: rows are sorted by length within windows of this many rows of
     the order, and the batches are shuffled."""
     bucket_by: str | None
-    """With `bucket`: the field whose lengths count; default: the only list field."""
+    """With `bucket`: the field whose lengths count, which `max_length` does not fix; default: the only list field."""
     bucket_group: int | None
     """With `bucket`: number of consecutive batches of similar lengths; default: `shards`."""
     pack: int | None
@@ -189,7 +189,8 @@ class LoaderOptions(RowOptions, PassOptions, total=False):
     """Options of `Dataset.loader` and `Dataset.tf_data`."""
 
     follow: bool
-    """Start each pass with the rows that the dataset has then."""
+    """Start each pass with the rows that the dataset has then. Datasets of `join` stay at the revision that they had
+    when the loop was made; a line is logged when they change."""
 
 
 class TorchOptions(LoaderOptions, total=False):
@@ -209,6 +210,15 @@ class SequenceOptions(LoaderOptions, total=False):
     workers: int | None
     use_multiprocessing: bool
     max_queue_size: int | None
+
+
+def field_names(chosen: FieldNames | None) -> list[str]:
+    """The names in an option that chooses fields."""
+    if chosen is None:
+        return []
+    if isinstance(chosen, Mapping):
+        return list(chosen.values())
+    return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
 def split_options(options: Mapping[str, Any]) -> SplitOptions:

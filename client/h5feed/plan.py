@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
+from .joins import join_parts
 from .offsets import has_masks
 from .order import Last
 from .ragged import Layout
@@ -163,7 +163,7 @@ class Plan:
         """The same order with only the ids of the rows that samples are made of."""
         joins: tuple[str, ...] = self.params.get("join", ())
         # Rows that are joined by number have the same one.
-        others = [rows_of_other(unquote(re.split("[@:]", text)[0])) for text in joins if ":" in text]
+        others = [rows_of_other(unquote(join.dataset)) for join in map(join_parts, joins) if join.keys is not None]
         frame = self.frame.row_ids(others, episodes=has_masks(self.params))
         if frame.tensors.keys() <= {ROWS, WEIGHT}:
             # Any server has these.

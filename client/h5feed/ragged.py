@@ -137,6 +137,11 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
             for name in given:
                 raise BadParameter(f"{name}= needs pad=, which names the fields to pad, or pack=")
             return None
+    values = given.get("pad_value", 0)
+    for name in values if isinstance(values, Mapping) else ():
+        if name not in names:
+            what = "padded" if pack is None else "packed"
+            raise BadParameter(f"pad_value= names {name!r}, which is not {what}: {', '.join(map(repr, names))} are")
     dtypes = {name: _dtype_of(fields[name]) for name in names}
     layout = Layout(
         tuple(names),
@@ -144,7 +149,7 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
         _widths(given.get("max_length"), names),
         given.get("truncate"),
         _pad_to(given.get("pad_to", PAD_TO)),
-        {name: _value_of(given.get("pad_value", 0), name, dtype) for name, dtype in dtypes.items()},
+        {name: _value_of(values, name, dtype) for name, dtype in dtypes.items()},
         pack,
     )
     if layout.truncate not in (None, "start", "end"):

@@ -20,7 +20,7 @@ from .batch import Batch
 from .blocks import Block, Fetch, blocks_from
 from .buffers import BufferPool
 from .cache import RowCache
-from .described import CROPPED, OF_OTHER, without_crops
+from .described import CROPPED, OF_OTHER, check_joins_are_used, without_crops
 from .errors import BadAnswer, BadParameter, RowOutOfRange, TooLarge
 from .fetching.cached import MadeOf, Origin, cached_fetch, takes_of
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
@@ -42,6 +42,7 @@ from .fetching.server import (
 )
 from .frames import DTYPES, Frame
 from .images import ImageSpec
+from .joins import join_parts
 from .net.client import Client
 from .offsets import axes_of
 from .options import OrderOptions, split_options
@@ -102,8 +103,8 @@ class RemoteDataset(Summaries):
         ----------
         *others : str
             ``"OTHER"``: the row of the same number. ``"OTHER:key"``: the row with an equal value of the field ``key``,
-            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Percent-encode ``:``,
-            ``@``, ``=`` and ``%`` in names.
+            which is unique there. ``"OTHER:key=otherkey"``: if the field has another name there. Classes are compared
+            by their names. Percent-encode ``:``, ``@``, ``=`` and ``%`` in names.
         how : ``"inner"``, optional
             Leave out rows that have no partner. Default: they are an error.
 
@@ -115,13 +116,13 @@ class RemoteDataset(Summaries):
             raise BadParameter(f"how={how!r} must be 'inner', which leaves out rows without a partner, or None")
         joins = list(self._joins)
         for text in others:
-            whose, colon, by = text.partition(":")
-            name, at, revision = whose.partition("@")
-            params = {"revision": unquote(revision)} if at else {}
+            name, revision, keys = join_parts(text)
+            params = {} if revision is None else {"revision": unquote(revision)}
             info = self._client.json(f"/v1/datasets/{quoted(unquote(name))}", params)
             checked(info, DatasetInfo, "dataset")
             other = RemoteDataset(self._client, info)
-            joins.append((f"{quoted(other.name)}@{other.settle()}{colon}{by}", other.info))
+            by = "" if keys is None else f":{keys}"
+            joins.append((f"{quoted(other.name)}@{other.settle()}{by}", other.info))
         return self._with_joins(joins, how or self._how)
 
     def owner_of(self, field: str) -> tuple[Samples, str]:
@@ -132,7 +133,20 @@ class RemoteDataset(Summaries):
         others, how = options.pop("join", None), options.pop("how", None)
         if others is None and how is None:
             return self
-        return self.join(*([others] if isinstance(others, str) else others or ()), how=how)
+        listed = [others] if isinstance(others, str) else list(others or ())
+        check_joins_are_used(listed, how, options)
+        return self.join(*listed, how=how)
+
+    def joined_that_changed(self) -> list[tuple[str, str, str]]:
+        """Name, revision here and revision now of each joined dataset that has changed on the server."""
+        found = []
+        for text, info in self._joins:
+            revision = unquote(join_parts(text).revision or "")
+            now = self._client.json(f"/v1/datasets/{quoted(info['name'])}")["revision"]
+            # A provisional name may stand for the same content.
+            if not is_provisional(now) and not self._client.names.are_same(now, revision):
+                found.append((info["name"], revision, now))
+        return found
 
     def _with_joins(self: D, joins: Sequence[tuple[str, dict[str, Any]]], how: str | None) -> D:
         """A dataset with the fields of others.
@@ -239,7 +253,7 @@ class RemoteDataset(Summaries):
             Instead of `rows`: values of the field `key`.
         key : str, optional
             Field of one text or integer per row, such as a file name. The server builds an index of it at the first
-            request.
+            request. If it has class names, text is the name of a class, and an integer the stored number.
         duplicates : ``"refuse"`` or ``"all"``
             If several rows have a key, raise `AmbiguousKey`, so that the batch has one row for each key; or return all
             of them, one after the other. ``batch.rows`` are their ids.
@@ -255,6 +269,10 @@ class RemoteDataset(Summaries):
             raise BadParameter(f"take returns rows of {self.name!r} alone, not {of_other!r}: see batches()")
         if (rows is None) == (keys is None) or (keys is None) != (key is None):
             raise BadParameter("take needs either row ids, or keys= and key=, the field that they are values of")
+        if duplicates not in ("refuse", "all"):
+            raise BadParameter(f"duplicates={duplicates!r} must be 'refuse' or 'all'")
+        if keys is None and duplicates != "refuse":
+            raise BadParameter("duplicates= needs keys=: row ids that are listed twice are returned twice")
         if keys is not None:
             request: dict[str, Any] = {"key": key, "keys": key_list(keys), "duplicates": duplicates, **chosen}
             several = duplicates == "all"
@@ -486,8 +504,8 @@ class RemoteDataset(Summaries):
         found = {}
         folder, cache_bytes = (cache.folder, cache.max_bytes) if isinstance(cache, RowCache) else (cache, None)
         for text, info in self._joins:
-            whose, by_key, _ = text.partition(":")
-            other, revision = RemoteDataset(self._client, info), unquote(whose.partition("@")[2])
+            join, other = join_parts(text), RemoteDataset(self._client, info)
+            revision = unquote(join.revision or "")
             fields = [made.field for made in made_of.values() if made.origin == other.name]
             if fields:
                 encoded = [self._origin_of(name) for name in names_of(plan.params.get("encoded"))]
@@ -496,7 +514,7 @@ class RemoteDataset(Summaries):
                 found[other.name] = Origin(
                     self._cache_of(other.name, revision, other.rows, folder, cache_bytes),
                     taker(client, other._path, revision, frame, {}, client.pool, as_stored=as_stored),
-                    rows_of_other(other.name) if by_key else ROWS,
+                    ROWS if join.keys is None else rows_of_other(other.name),
                 )
         return found
 

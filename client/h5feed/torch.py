@@ -273,6 +273,9 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
             return self._passes.begin(called, None if resumed is None else Start(resumed.epoch, resumed.first))
         if resumed is not None:
             return self._passes.begin(called, Start(resumed.epoch, resumed.first, *self._rows_here()))
+        worker = get_worker_info()
+        if worker is None or worker.id == 0:
+            self._tell_of_joined()
         now = self._dataset if self._passes.first else self._grown()
         start = self._passes.begin(called, None, (now.revision, now.rows))
         self._take_rows_of(start, now)
@@ -536,6 +539,10 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         if of_order:
             raise BadParameter(f"unknown option {of_order[0]!r}: the sampler determines the order, not the dataset")
         check_options(options, TorchRows.__init__, SplitOptions.__annotations__, PREPARING)
+        if split == "all" and any(order.get(name) is not None for name in ("test", "val", "folds")):
+            raise BadParameter(
+                "split='all' is every row, so test=, val= and folds= have no effect: name 'train', 'val' or 'test'"
+            )
         if "transform" in preparing:
             raise BadParameter("transform= works on batches, but this dataset yields single rows: use a collate_fn")
         self._make = (split, order, preparing)

@@ -99,7 +99,6 @@ ALL = ("train", "val", "test")
         ("pets", {"val": 12}),
         ("plain", {**AS_BUILT, "split_seed": 7, "stratify": "none"}),
         ("last", {**AS_BUILT, "split_shuffle": False}),
-        ("last", {**AS_BUILT, "split_shuffle": False, "split_seed": 3}),
         ("packed", AS_BUILT),
     ],
 )

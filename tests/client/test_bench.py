@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
-import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +37,7 @@ from h5feed.net.concurrency import Link, Pace
 from tests.support.photographs import encoded, photograph
 from tests.support.server_process import ServerProcess
 from tests.support.slow_link import Line
+from tests.support.terminal import on_terminal
 
 ROWS = 600
 SIDE = 32
@@ -76,10 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+def server(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(folder)
 
 
 @pytest.fixture
@@ -314,21 +307,7 @@ def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerP
 def test_on_a_terminal(server: ServerProcess) -> None:
     """On a terminal of 80 columns a bar moves, and the report has colours and bars and is not cut."""
     pytest.importorskip("rich")
-    ours, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    for name in ("NO_COLOR", "COLUMNS"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "h5feed.cli", "bench", server.url, "pictures", "--seconds", "2"]
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
-    os.close(terminal)
-    output = b""
-    with contextlib.suppress(OSError):
-        while received := os.read(ours, 65536):
-            output += received
-    os.close(ours)
-    assert process.wait(60) == 0
-    text = output.decode()
+    text = on_terminal([sys.executable, "-m", "h5feed.cli", "bench", server.url, "pictures", "--seconds", "2"])
     assert "\x1b[32m" in text and "━" in text and "rows/s" in text
     report = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text[text.rindex("pictures at") :]).replace("\r", "")
     assert "█" in report and "Training does not wait for data as long as" in report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,11 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def secure(authority: Authority, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def secure(authority: Authority, folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server on https, with a certificate for its name."""
     files = authority.issue(NAME)
     tls = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), *tls)
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder, *tls)
 
 
 @pytest.fixture(params=["TLS 1.2", "TLS 1.3"])

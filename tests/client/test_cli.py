@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import pty
 import re
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +22,7 @@ from h5feed.cli import main
 from h5feed.commands import _write
 
 from tests.support.server_process import ServerProcess
+from tests.support.terminal import on_terminal
 
 
 def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,19 +55,7 @@ def test_stats(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Non
 def test_stats_on_a_terminal(server: ServerProcess) -> None:
     """On a terminal of 80 columns there is colour, and no number is cut."""
     pytest.importorskip("rich")
-    main_end, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    command = [sys.executable, "-m", "h5feed.cli", "stats", server.url, "mixed", "--field", "images"]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    done = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
-    os.close(terminal)
-    output = b""
-    with contextlib.suppress(OSError):
-        while received := os.read(main_end, 65536):
-            output += received
-    os.close(main_end)
-    assert done.wait(60) == 0
-    text = output.decode()
+    text = on_terminal([sys.executable, "-m", "h5feed.cli", "stats", server.url, "mixed", "--field", "images"])
     assert "\x1b[31m" in text
     stats = feed_stats(server)
     assert f"{stats['mean']:.5g}" in text and f"{stats['channels'][2]['std']:.5g}" in text

@@ -22,6 +22,7 @@ from h5feed.fetching import pieces
 from h5feed.wire import read_body
 
 from tests.support.far_away import NAME, far_away
+from tests.support.same_batches import assert_same_batch
 from tests.support.server_process import ServerProcess
 
 ROWS = 103
@@ -80,18 +81,6 @@ def far(server: ServerProcess) -> Iterator[h5feed.Feed]:
         yield connected
 
 
-def _is_same(one: h5feed.Batch, other: h5feed.Batch) -> None:
-    """In every detail."""
-    assert [*one] == [*other]
-    assert (one.index, one.epoch, one.revision) == (other.index, other.epoch, other.revision)
-    assert np.array_equal(one.rows, other.rows)
-    assert (one.weight is None) == (other.weight is None)
-    assert one.weight is None or other.weight is None or np.array_equal(one.weight, other.weight)
-    for name, array in other.items():
-        assert (one[name].dtype, one[name].shape) == (array.dtype, array.shape)
-        assert one[name].tobytes() == array.tobytes(), name
-
-
 def _body(server: ServerProcess, fields: list[str], **more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     params = {"fields": ",".join(fields), "batch_size": "50", "shuffle": "true", "start": "0", "stop": "2"}
     params |= {"body": "pieces", "compress": "zstd", **more}
@@ -110,7 +99,7 @@ def test_the_same_arrays(far: h5feed.Feed, folder: Path, options: dict[str, Any]
     here, there = raw.batches(compress="zstd", **order), raw.batches(decode="server", **order)
     with h5py.File(folder / "raw.h5") as file:
         for one, other in zip(here, there, strict=True):
-            _is_same(one, other)
+            assert_same_batch(one, other)
             assert np.array_equal(one["wide-f8True"], file["wide-f8True"][()][one.rows])
             assert np.array_equal(one["records.b"], file["records"]["b"][one.rows])
 
@@ -193,8 +182,7 @@ def test_a_body_depends_on_its_url_alone(folder: Path, server: ServerProcess, se
 def test_not_on_the_same_machine(server: ServerProcess) -> None:
     """Over the loopback and over the Unix socket, nothing is compressed, and the reason says so."""
     field, nbytes = "wide-i4False", ROWS * 300 * 127 * 4
-    socket = server._options[server._options.index("--uds") + 1]
-    for url in (server.url, f"unix://{socket}"):
+    for url in (server.url, f"unix://{server.socket}"):
         for decode in ("auto", "client"):
             with h5feed.connect(url, local=False, deadline=60) as feed:
                 loader = feed["raw"].loader(x=field, y=None, batch_size=20, compress="zstd", decode=decode)

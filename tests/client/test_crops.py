@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ServerProcess]]:
+def servers(folder: Path, serve_module: Callable[..., ServerProcess]) -> list[ServerProcess]:
     """Two over the same data. The first keeps no fields in memory, so it reads the parts from the file."""
-    settings: list[dict[str, str]] = [{"H5FEED_CACHE_BYTES": "0"}, {}]
-    started = [ServerProcess(folder, tmp_path_factory.mktemp("cache"), **environment) for environment in settings]
-    yield started
-    for process in started:
-        process.stop()
+    return [serve_module(folder, H5FEED_CACHE_BYTES="0"), serve_module(folder)]
 
 
 @pytest.fixture(scope="module")

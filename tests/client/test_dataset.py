@@ -14,8 +14,8 @@ from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
 from h5feed.fetching.server import fetcher
 from h5feed.frames import Frame
 from h5feed.net.client import Client
+from h5feed.net.exchange import BodyCut
 from h5feed.net.names import Names
-from h5feed.net.transport import BodyCut
 from h5feed.plan import Plan
 from h5feed.wire import MEDIA_TYPE, ROWS, Body, Tensor, read_body
 

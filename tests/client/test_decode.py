@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import io
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from h5feed.images import ImageSpec
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from tests.support.not_installed import no_image_libraries
 from tests.support.server_process import ServerProcess
 
 ROWS = 48
@@ -46,7 +45,7 @@ FILES = [_file(row) for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     for name, files in (("photos", FILES), ("torn", [*FILES[:9], FILES[9][:200], *FILES[10:]])):
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -54,9 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
             file["images"].attrs.update({"encoding": "mixed", "shape": SHAPE, "resize": "aspect"})
             file["images.offsets"] = np.cumsum([0, *map(len, files)])
             file["labels"] = np.arange(ROWS) % 4
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture
@@ -150,16 +147,7 @@ def test_other_libraries_are_noticed(feed: h5feed.Feed, monkeypatch: pytest.Monk
 
 
 def test_without_the_extra_the_message_says_what_to_install(feed: h5feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *about: Any, **more: Any) -> Any:
-        if name == "cv2":
-            raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
-        return real(name, *about, **more)
-
-    monkeypatch.delitem(sys.modules, "h5feed.decode")
-    monkeypatch.delattr(h5feed, "decode")
-    monkeypatch.setattr(builtins, "__import__", without)
+    no_image_libraries(monkeypatch, "cv2")
     with pytest.raises(ModuleNotFoundError, match=r"'cv2' is not installed: `pip install 'h5feed\[decode\]'`"):
         feed["photos"].batches(decode="client")
     monkeypatch.undo()

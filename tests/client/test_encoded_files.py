@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,14 @@ FILES = [_file(row) for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "photos.h5", "w") as file:
         file["images"] = np.frombuffer(b"".join(FILES), np.uint8)
         file["images"].attrs.update({"encoding": "jpeg", "shape": (32, 32, 3), "resize": "aspect"})
         file["images.offsets"] = np.cumsum([0, *map(len, FILES)])
         file["labels"] = np.arange(ROWS)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture

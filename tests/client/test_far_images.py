@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import io
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from h5feed.images import ImageSpec
 from PIL import Image
 
 from tests.support.far_away import NAME, far_away
+from tests.support.not_installed import no_image_libraries
 from tests.support.photographs import encoded, photograph
+from tests.support.same_batches import assert_same_batch
 from tests.support.server_process import ServerProcess
 
 
@@ -102,10 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_ALLOWED_HOSTS=NAME)
-    yield process
-    assert process.stop() == 0
+def server(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(folder, H5FEED_ALLOWED_HOSTS=NAME)
 
 
 @pytest.fixture
@@ -113,18 +111,6 @@ def far(server: ServerProcess) -> Iterator[h5feed.Feed]:
     with far_away(server.port) as url, h5feed.connect(url, deadline=60) as connected:
         assert not connected._client.is_near
         yield connected
-
-
-def _is_same(one: h5feed.Batch, other: h5feed.Batch) -> None:
-    """In every detail."""
-    assert [*one] == [*other]
-    assert (one.index, one.epoch, one.revision) == (other.index, other.epoch, other.revision)
-    assert np.array_equal(one.rows, other.rows)
-    assert (one.weight is None) == (other.weight is None)
-    assert one.weight is None or other.weight is None or np.array_equal(one.weight, other.weight)
-    for name, array in other.items():
-        assert (one[name].dtype, one[name].shape) == (array.dtype, array.shape)
-        assert one[name].tobytes() == array.tobytes(), name
 
 
 def _stats(dataset: h5feed.Dataset, fields: list[str], **options: Any) -> Any:
@@ -181,7 +167,7 @@ def test_beside_other_fields(far: h5feed.Feed, options: dict[str, Any]) -> None:
     there = list(photos.batches(batch_size=5, fields=fields, decode="server", **options))
     assert len(here) == len(there) > 0
     for one, other in zip(here, there, strict=True):
-        _is_same(one, other)
+        assert_same_batch(one, other)
 
 
 def test_pieces_and_images_of_one_loop(far: h5feed.Feed) -> None:
@@ -249,16 +235,7 @@ def test_other_libraries(far: h5feed.Feed, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_the_image_libraries(far: h5feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *about: Any, **more: Any) -> Any:
-        if name == "simplejpeg":
-            raise ModuleNotFoundError("No module named 'simplejpeg'", name="simplejpeg")
-        return real(name, *about, **more)
-
-    monkeypatch.delitem(sys.modules, "h5feed.decode")
-    monkeypatch.delattr(h5feed, "decode")
-    monkeypatch.setattr(builtins, "__import__", without)
+    no_image_libraries(monkeypatch, "simplejpeg")
     stats = _stats(far["photos"], ["whole"])
     assert stats.from_images == 0
     assert stats.why == "whole: simplejpeg is not installed: `pip install 'h5feed[decode]'`"
@@ -326,7 +303,7 @@ def test_batches_in_parts(far: h5feed.Feed, folder: Path, serve: Callable[..., S
     there = list(far["photos"].batches(decode="server", **options))
     with far_away(server.port) as url, h5feed.connect(url, deadline=60) as parted:
         for one, other in zip(parted["photos"].batches(**options), there, strict=True):
-            _is_same(one, other)
+            assert_same_batch(one, other)
 
 
 def test_files_are_read_as_they_are() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("cache")
-    process = ServerProcess(path.parent, folder, "--uds", str(folder / "socket"), "--port", "0")
-    yield process
-    assert process.stop() == 0
+def server(
+    path: Path, tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> ServerProcess:
+    return serve_module(path.parent, "--uds", str(tmp_path_factory.mktemp("uds") / "socket"), "--port", "0")
 
 
 @pytest.fixture(params=["network", "files"])
 def feed(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[h5feed.Feed]:
     """Rows from responses, and rows that the client reads from the files."""
-    socket = server._options[server._options.index("--uds") + 1]
-    url = server.url if request.param == "network" else f"unix://{socket}"
+    url = server.url if request.param == "network" else f"unix://{server.socket}"
     with h5feed.connect(url, local=False, deadline=60) as connected:
         yield connected
 

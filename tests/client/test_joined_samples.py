@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -57,7 +57,7 @@ def write_sparse(file: h5py.File, name: str, matrix: scipy.sparse.csr_matrix) ->
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "series.h5", "w") as file:
         file["x"], file["target"], file["trial"], file["id"], file["images"] = X, TARGET, TRIAL, IDS, IMAGES
@@ -74,9 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         file["y"], file["id"] = PART, PART_IDS
     with h5py.File(folder / "beside.h5", "w") as file:
         file["z"] = BESIDE
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

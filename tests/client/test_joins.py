@@ -76,10 +76,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(data, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    assert process.stop() == 0
+def server(data: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(data, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,13 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """Serves `ids`, whose input is the row's own id."""
     folder = tmp_path_factory.mktemp("ids")
     with h5py.File(folder / "ids.h5", "w") as file:
         file["x"] = np.arange(ROWS, dtype=np.float32)[:, None] + np.array([[0.0, 0.0]], np.float32)
         file["y"] = np.arange(ROWS) % 3
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    process.stop()
+    return serve_module(folder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import itertools
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,13 @@ def _write(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+def servers(
+    tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> tuple[ServerProcess, ServerProcess]:
     """One with the usual limits, and one with small responses."""
     folder = tmp_path_factory.mktemp("data")
     _write(folder)
-    usual = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    small = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_MAX_BODY_BYTES=str(LIMIT))
-    yield usual, small
-    assert (usual.stop(), small.stop()) == (0, 0)
+    return serve_module(folder), serve_module(folder, H5FEED_MAX_BODY_BYTES=str(LIMIT))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("cache")
-    process = ServerProcess(path.parent, folder, "--uds", str(folder / "socket"), "--port", "0")
-    yield process
-    assert process.stop() == 0
-
-
-def _socket(server: ServerProcess) -> str:
-    return server._options[server._options.index("--uds") + 1]
+def server(
+    path: Path, tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> ServerProcess:
+    return serve_module(path.parent, "--uds", str(tmp_path_factory.mktemp("uds") / "socket"), "--port", "0")
 
 
 def _local(server: ServerProcess) -> str:
-    return f"unix://{_socket(server)}"
+    return f"unix://{server.socket}"
 
 
 def _described(url: str, form: str, fields: list[str], client: httpx.Client) -> dict[str, Any]:
@@ -130,7 +125,7 @@ def test_every_cell(server: ServerProcess, path: Path, name: str, form: str) -> 
             described = _described(server.url, form, fields, httpx.Client())
             expected = {field for field in fields if name != "plain"}
         else:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=_socket(server))) as local:
+            with httpx.Client(transport=httpx.HTTPTransport(uds=server.socket)) as local:
                 described = _described("http://localhost", form, fields, local)
             expected = set(fields)
         assert set(described["fields"]) == expected, described["reasons"]
@@ -278,7 +273,7 @@ def test_no_descriptors(path: Path, serve: Callable[..., ServerProcess], tmp_pat
         assert sum(1 for _ in loader) == 6
         assert loader.stats().from_files == 0 and "H5FEED_DESCRIPTORS=off" in loader.stats().why
         assert not len(feed._client.files)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=_socket(server))) as local:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=server.socket)) as local:
         answer = local.get("http://localhost/v1/datasets/pieces/descriptor", params={"file": "pieces.h5"})
         assert answer.status_code == 406 and "H5FEED_DESCRIPTORS=off" in answer.json()["detail"]
 
@@ -287,7 +282,7 @@ def test_descriptors_are_for_the_socket(server: ServerProcess) -> None:
     """Over TCP there is none, and names that are not files of the dataset get a suggestion."""
     answer = httpx.get(f"{server.url}/v1/datasets/pieces/descriptor", params={"file": "pieces.h5"})
     assert answer.status_code == 406 and answer.json()["code"] == "not_acceptable"
-    with httpx.Client(transport=httpx.HTTPTransport(uds=_socket(server))) as local:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=server.socket)) as local:
         for file in ("piece.h5", "../pieces.h5", "/etc/passwd"):
             answer = local.get("http://localhost/v1/datasets/pieces/descriptor", params={"file": file})
             assert answer.status_code == 400 and "pieces.h5" in answer.json()["detail"], answer.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ FLOATS = np.random.default_rng(2).random((ROWS, 2)) * 9 - 3
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """Datasets `ints`, `text`, `onehot`, `wide` (many labels a row), `two` (0 and 1), `signs` (-1 and 1), `many`."""
     folder = tmp_path_factory.mktemp("labels")
     labels: dict[str, Any] = {
@@ -54,10 +54,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         first = file.create_dataset("first", data=np.ascontiguousarray(np.moveaxis(IMAGES, -1, 1)))
         first.attrs["channels"] = "rgb"
         file["weight"] = np.arange(ROWS, dtype=np.float64)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "1")
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
-    server.stop()
+    return serve_module(folder, "--workers", "1")
 
 
 def prepared(dataset: h5feed.Dataset, index: int = 0, *, last: Any = "keep", **options: Any) -> tuple[Any, ...]:

@@ -41,7 +41,7 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """Serves `photos`: JPEGs, and the row's own id as its label."""
     folder = tmp_path_factory.mktemp("data")
     files = [encoded(photograph(row, 120, 160)) for row in range(ROWS)]
@@ -50,9 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         file["images"].attrs.update({"encoding": "jpeg", "shape": (96, 96, 3), "resize": "aspect"})
         file["images.offsets"] = np.cumsum([0, *map(len, files)])
         file["labels"] = np.arange(ROWS)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5feed
@@ -50,17 +50,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def servers(
-    authority: Authority, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    authority: Authority, folder: Path, serve_module: Callable[..., ServerProcess]
+) -> tuple[ServerProcess, ServerProcess]:
     """The same data over http and over https, for whoever has the token."""
     files = authority.issue(NAME)
     tls = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
-    started = [
-        ServerProcess(folder, tmp_path_factory.mktemp("cache"), *options, H5FEED_TOKENS=TOKEN) for options in ((), tls)
-    ]
-    yield started[0], started[1]
-    for process in started:
-        assert process.stop() == 0
+    return serve_module(folder, H5FEED_TOKENS=TOKEN), serve_module(folder, *tls, H5FEED_TOKENS=TOKEN)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,10 @@ def _write(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     _write(folder)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield server
-    assert server.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture(scope="module")

@@ -95,14 +95,13 @@ def _write(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+def servers(
+    tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> tuple[ServerProcess, ServerProcess]:
     """Two servers of the same files; the responses of the second are small."""
     folder = tmp_path_factory.mktemp("data")
     _write(folder)
-    one = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    other = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_MAX_BODY_BYTES=str(1 << 16))
-    yield one, other
-    assert (one.stop(), other.stop()) == (0, 0)
+    return serve_module(folder), serve_module(folder, H5FEED_MAX_BODY_BYTES=str(1 << 16))
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,14 @@ PARTS = ("waiting", "transfer", "decode")
 
 
 @pytest.fixture(scope="module")
-def pictures_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def pictures_server(
+    tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> ServerProcess:
     folder = tmp_path_factory.mktemp("pictures")
     with h5py.File(folder / "pictures.h5", "w") as file:
         file["image"] = np.random.default_rng(0).integers(0, 256, (ROWS, 40, 40, 3), np.uint8)
         file["label"] = np.arange(ROWS) % 3
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield server
-    server.stop()
+    return serve_module(folder)
 
 
 Far = Callable[..., h5feed.Dataset]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -26,7 +26,7 @@ SMALL = random.random((ROWS, 1, 11, 11)).astype("<f4")
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("targets")
     with h5py.File(folder / "segmentation.h5", "w") as file:
         file["image"], file["mask"] = IMAGES, MASKS
@@ -46,10 +46,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
             for number, place in enumerate(("train/y", "test/y", "train/x", "test/x")):
                 shape = (ROWS, 3) if place.endswith("x") else ROWS
                 file[place] = np.ones(shape, types[number])
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
-    server.stop()
+    return serve_module(folder)
 
 
 def _fitted(model: Any, sequence: Any) -> Any:

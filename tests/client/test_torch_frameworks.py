@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,11 @@ BATCHES = 14
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """Serves `ids`, where the target of a row is its id."""
     folder = tmp_path_factory.mktemp("ids")
     write_ids(folder / "ids.h5", ROWS)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield server
-    server.stop()
+    return serve_module(folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5feed
@@ -15,12 +15,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("texts")
     write_texts(folder)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield server
-    assert server.stop() == 0
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ KEPT = np.flatnonzero((WIDTH >= 30) & (KINDS > 0))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """Datasets of which the labels are `named` numbers, `text`, `grades` from 5, `halves` (floats) and `onehot`."""
     folder = tmp_path_factory.mktemp("kinds")
     labels: dict[str, Any] = {
@@ -49,15 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
             file["images"], file["labels"], file["width"] = IMAGES, values, WIDTH
             if name == "named":
                 file["labels"].attrs["class_names"] = NAMES
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ ZIPPED = np.repeat(np.random.default_rng(2).integers(0, 256, (30, 80, 1), np.uin
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A file as robomimic writes it, and a time series with the ids of its episodes."""
     folder = tmp_path_factory.mktemp("windows")
     with h5py.File(folder / "robot.h5", "w") as file:
@@ -76,15 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         for name, height in (("single", 1), ("several", 4)):
             data = ZIPPED[:, :, : 80 // height]
             file.create_dataset(name, data=data, chunks=(height, *data.shape[1:]), compression="gzip")
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture

@@ -26,13 +26,11 @@ TINY = replace(WORKLOADS["cosmoflow"], sample_bytes=2000.0, spread=500.0, batch_
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     write_workload(TINY, 40, folder / "tiny.h5")
     assert server_main(["workload", "retinanet", "-o", str(folder / "retinanet.h5"), "--samples", "50"]) == 0
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -58,11 +58,9 @@ def _send_on(connected: socket.socket, piece: bytes, nbytes: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of one worker that wants a token."""
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_TOKENS="secret")
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder, H5FEED_TOKENS="secret")
 
 
 @pytest.mark.parametrize(

@@ -179,12 +179,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[Se
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
-
-
 def _readers(server: ServerProcess) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
     return [child for child in children if any("h5py_reader" in word for word in child.cmdline())]

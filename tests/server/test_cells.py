@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _write_odd(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("cells") / "data"
     folder.mkdir()
     file = _Matlab(folder / "cells.mat")
@@ -145,10 +145,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
     file.cell("x", LONG)
     file.close()
     _write_odd(folder)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        yield connected
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 def test_alike_entries_are_rows(feed: h5feed.Feed) -> None:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5feed
@@ -233,10 +233,8 @@ def test_a_token_of_somebody_else_is_kept(tmp_path: Path, kind: str, capsys: pyt
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_TOKENS="first-one,second-one")
-    yield process
-    assert process.stop() == 0
+def guarded(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(folder, H5FEED_TOKENS="first-one,second-one")
 
 
 def test_the_page_is_open_and_names_nothing(guarded: ServerProcess) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_MAX_BODY_BYTES=str(1 << 20))
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
+def server(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(folder, H5FEED_MAX_BODY_BYTES=str(1 << 20))
 
 
 def test_images_are_served_as_pixels_by_default(feed: h5feed.Feed) -> None:

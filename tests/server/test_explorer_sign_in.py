@@ -18,18 +18,15 @@ TOKEN = 'first;"one",2'.replace(",", "_")
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder: Path = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "secret_data.h5", "w") as file:
         file["x"] = np.zeros((20, 8, 8), np.uint8)
-    process = ServerProcess(
+    return serve_module(
         folder,
-        tmp_path_factory.mktemp("cache"),
         H5FEED_TOKENS=f"{TOKEN},second-one",
         H5FEED_TRUSTED_PROXIES="127.0.0.1",
     )
-    yield process
-    assert process.stop() == 0
 
 
 @pytest.fixture

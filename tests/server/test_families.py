@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.support.inspected import stored_splits
+from tests.support.inspected import inspected, stored_splits
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -183,11 +183,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def families(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
-    process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
+    with inspected(data, tmp_path_factory.mktemp("cache")) as connected:
         yield connected
-    assert process.stop() == 0
 
 
 def _roles(dataset: h5feed.Dataset) -> dict[str, str]:

@@ -77,16 +77,17 @@ def test_pages_below_a_prefix(below: ServerProcess, asked: str) -> None:
         assert browser.get(f"{asked}/openapi.json").json()["servers"] == [{"url": PREFIX}]
 
 
+def _assert_same_batches(one: h5feed.Feed, other: h5feed.Feed) -> None:
+    order: dict[str, Any] = {"batch_size": 7, "shuffle": True}
+    for left, right in zip(one["tall"].batches(**order), other["tall"].batches(**order), strict=True):
+        for name in right:
+            np.testing.assert_array_equal(left[name], right[name])
+
+
 def test_the_client_below_a_prefix(below: ServerProcess, feed: h5feed.Feed) -> None:
     """Batches, statistics and jobs are the same as without a prefix."""
     with h5feed.connect(below.url + PREFIX, token=TOKEN, deadline=60) as other:
-        for one, two in zip(
-            other["tall"].batches(batch_size=7, shuffle=True),
-            feed["tall"].batches(batch_size=7, shuffle=True),
-            strict=True,
-        ):
-            for name in two:
-                np.testing.assert_array_equal(one[name], two[name])
+        _assert_same_batches(other, feed)
         assert other["mixed"].stats().rows == feed["mixed"].stats().rows
 
 
@@ -381,13 +382,7 @@ def _browser(tunnel: tuple[str, Path], host: str, **options: Any) -> httpx.Clien
 def test_the_client_through_a_tunnel(tunnel: tuple[str, Path], feed: h5feed.Feed) -> None:
     """Batches, posted rows, jobs and pictures are the same as without a tunnel."""
     with h5feed.connect(tunnel[0], token=TOKEN, verify=tunnel[1], deadline=60) as other:
-        for one, two in zip(
-            other["tall"].batches(batch_size=7, shuffle=True),
-            feed["tall"].batches(batch_size=7, shuffle=True),
-            strict=True,
-        ):
-            for name in two:
-                np.testing.assert_array_equal(one[name], two[name])
+        _assert_same_batches(other, feed)
         np.testing.assert_array_equal(other["tall"].take([5, 3]).rows, [5, 3])
         assert other["mixed"].stats().rows == feed["mixed"].stats().rows
 

@@ -15,9 +15,8 @@ import pytest
 from h5feed.prepare import Preparation
 from h5feed_server.storage.hdf5.pickled_lists import plain_list
 
-from tests.support.inspected import stored_splits
+from tests.support.inspected import inspected, stored_splits
 from tests.support.server_process import ServerProcess
-from tests.support.waiting import wait_until
 
 Array = npt.NDArray[Any]
 
@@ -283,11 +282,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def feed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
-    process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
+    with inspected(data, tmp_path_factory.mktemp("cache")) as connected:
         yield connected
-    assert process.stop() == 0
 
 
 def _roles(dataset: h5feed.Dataset) -> dict[str, str]:

@@ -47,7 +47,7 @@ def _zeros(path: Path, nbytes: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     for name, options in (("chunked", {"chunks": (1 << 20,), "compression": "gzip"}), ("contiguous", {})):
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -60,9 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         file["x"] = np.arange(1000.0)
     # These tests look at the files of jobs, which are elsewhere as long as a revision is provisional.
     hashed_first = {"H5FEED_PROVISIONAL_BYTES": str(1 << 62)}
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2", **hashed_first)
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder, "--workers", "2", **hashed_first)
 
 
 def _stats(server: ServerProcess, name: str, wait: int = 60, **headers: str) -> httpx.Response:

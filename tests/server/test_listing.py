@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(odd, tmp_path_factory.mktemp("cache"))
+def served(odd: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    process = serve_module(odd)
     with h5feed.connect(process.url, deadline=120) as feed:
         wait_until(lambda: all(entry["status"] != "preparing" for entry in feed.datasets()), 150)
-    yield process
-    assert process.stop() == 0
+    return process
 
 
 @pytest.fixture(scope="module")

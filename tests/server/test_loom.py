@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import h5feed
 import h5py
@@ -20,7 +20,7 @@ COORDINATES = random.normal(size=CELLS)
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("loom") / "data"
     folder.mkdir()
     with h5py.File(folder / "cells.loom", "w") as file:
@@ -38,10 +38,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
                 name, data=values, chunks=(64, 64), compression="gzip", compression_opts=2, shuffle=False
             )
         file["layers/odd"] = np.zeros((3, CELLS))
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        yield connected
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 def test_rows_are_cells(feed: h5feed.Feed) -> None:

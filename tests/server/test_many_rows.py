@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, labels: npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    started = ServerProcess(data, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield started
-    started.stop()
+def server(data: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
+    return serve_module(data, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def _column(file: h5py.File, path: str, values: object, kind: str = "VectorData"
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("nwb") / "data"
     folder.mkdir()
     with h5py.File(folder / "session.nwb", "w") as file:
@@ -42,10 +42,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         _column(file, "units/waveforms_index_index", np.arange(1, 7, dtype="u1"), "VectorIndex")
         file["acquisition/lfp/data"] = VOLTAGES
         file["acquisition/lfp/timestamps"] = np.arange(200) / 100
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        yield connected
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 def test_indexed_columns_are_lists(feed: h5feed.Feed) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5feed
@@ -231,7 +231,7 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("on_disk") / "data"
     folder.mkdir()
     for name, write in FILES.items():
@@ -239,15 +239,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     # Arrays that are all alike might be classes, one after the other.
     alike = [f'[datasets.{name}]\nfiles = ["{name}.h5"]\nclasses = false\n' for name in ("edges", "indices")]
     (folder / "h5feed.toml").write_text("".join(alike))
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
+    return serve_module(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ PLAIN = {"nan": {"_FillValue": np.float32("nan")}, "units": {"units": np.bytes_(
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("packed") / "data"
     folder.mkdir()
     for name in ("stored", "unpacked"):
@@ -72,10 +72,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
             for field, plain in PLAIN.items():
                 file.create_dataset(field, data=STORED.astype("<f4")).attrs.update(plain)
     (folder / "h5feed.toml").write_text('[datasets.unpacked]\nfiles = ["unpacked.h5"]\napply = "scale"\n')
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        yield connected
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 def test_as_stored_with_a_note(feed: h5feed.Feed) -> None:

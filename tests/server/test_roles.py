@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.support.inspected import inspected
 from tests.support.server_process import ServerProcess
-from tests.support.waiting import wait_until
 
 ROWS = 40
 
@@ -141,11 +141,8 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         file["signal"] = random.random((ROWS, 64, 2))
         # A single one in each row: the peak, and no class.
         file["mask"] = np.eye(64, dtype=np.uint8)[np.arange(ROWS)]
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=60) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
+    with inspected(folder, tmp_path_factory.mktemp("cache")) as connected:
         yield connected
-    assert process.stop() == 0
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from email.parser import Parser
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -37,18 +37,15 @@ JSON = {"accept": "application/vnd.pypi.simple.v1+json, application/vnd.pypi.sim
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(folder: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of two workers that has a token."""
-    process = ServerProcess(
+    return serve_module(
         folder,
-        tmp_path_factory.mktemp("cache"),
         "--workers",
         "2",
         H5FEED_TOKENS=TOKEN,
         H5FEED_TRUSTED_PROXIES="127.0.0.1",
     )
-    yield process
-    assert process.stop() == 0
 
 
 def _line(url: str, **headers: str) -> str:

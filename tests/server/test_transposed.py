@@ -24,10 +24,12 @@ from h5feed.stored.byte_cache import ByteCache
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
-from h5feed_server.storage import transposed
 from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.reader import Reader
-from h5feed_server.storage.transposed import ByColumns, TransposedFile, transpose, work_bytes
+from h5feed_server.storage.transposed import sorting
+from h5feed_server.storage.transposed.by_columns import ByColumns
+from h5feed_server.storage.transposed.copy_file import TransposedFile
+from h5feed_server.storage.transposed.making import transpose
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -334,7 +336,7 @@ def test_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     copy = TransposedFile(matrix, tmp_path / "copies")
     hdf5 = ReaderPool(1, 60, 1 << 20)
     reader = Reader(1, ByteCache(0, 60), 0, 60, hdf5)
-    monkeypatch.setattr(transposed, "_ENTRIES", drawn.draw(st.integers(1, 20)))
+    monkeypatch.setattr(sorting, "_ENTRIES", drawn.draw(st.integers(1, 20)))
     done: list[int] = []
     try:
         transpose(copy, reader, 1 << 20, done.append)
@@ -343,7 +345,7 @@ def test_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     finally:
         reader.close()
         hdf5.close()
-    assert sum(done) == work_bytes(matrix)
+    assert sum(done) == sorting.work_bytes(matrix)
     # scipy has no matrices of some of these types, so it sorts the numbers of the values.
     order = scipy.sparse.csc_matrix((np.arange(count), indices.astype("i4"), indptr), (rows, columns)).tocsr()[wanted]
     np.testing.assert_array_equal(found.data, values[order.data])

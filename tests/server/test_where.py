@@ -391,7 +391,9 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Column]:
 
 
 @pytest.fixture(scope="module")
-def server(things: dict[str, Column], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(
+    things: dict[str, Column], tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]
+) -> ServerProcess:
     folder = tmp_path_factory.mktemp("things")
     with h5py.File(folder / "things.h5", "w") as file:
         for name, values in things.items():
@@ -401,9 +403,7 @@ def server(things: dict[str, Column], tmp_path_factory: pytest.TempPathFactory) 
         titles = [f"{'The ' * (row % 3 == 0)}title {row}" for row in range(600)]
         file.create_dataset("title", data=titles, dtype=h5py.string_dtype())
         file.create_dataset("far", data=np.arange(600) % 2, chunks=(50,), compression="gzip")
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder, "--workers", "2")
 
 
 @pytest.fixture(scope="module")

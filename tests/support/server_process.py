@@ -47,6 +47,11 @@ class ServerProcess:
         if self.url.startswith("http"):
             self.port = int(self.url.rsplit(":", 1)[1])
 
+    @property
+    def socket(self) -> str:
+        """The path of its Unix socket."""
+        return self._options[self._options.index("--uds") + 1]
+
     def worker_pids(self) -> list[int]:
         """Process ids of its workers, but not of inspectors."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()

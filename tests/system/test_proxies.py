@@ -30,21 +30,18 @@ TOKEN = "a-token-of-a-test"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server without tokens that trusts proxies on this machine."""
     folder: Path = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "pictures.h5", "w") as file:
         file["images"] = np.random.default_rng(1).integers(0, 255, (ROWS, 128, 128, 3), np.uint8)
         file["labels"] = np.arange(ROWS) % 10
-    process = ServerProcess(
+    return serve_module(
         folder,
-        tmp_path_factory.mktemp("cache"),
         H5FEED_TRUSTED_PROXIES="127.0.0.1",
         H5FEED_ALLOWED_HOSTS="feed.example",
         H5FEED_ACCESS_LOG="0",
     )
-    yield process
-    assert process.stop() == 0
 
 
 def _caddy(folder: Path, server_port: int, port: int) -> list[str]:
@@ -104,13 +101,9 @@ def test_pages_through_a_proxy(proxy: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def guarded(server: ServerProcess, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     """A server with a token, which trusts proxies on this machine."""
-    process = ServerProcess(
-        server.folder, tmp_path_factory.mktemp("cache"), H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_TOKENS=TOKEN
-    )
-    yield process
-    assert process.stop() == 0
+    return serve_module(server.folder, H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_TOKENS=TOKEN)
 
 
 @pytest.fixture

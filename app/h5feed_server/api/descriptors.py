@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..catalog.served_files import file_of
 from ..services import Services
-from ..storage.transposed import TransposedFile
+from ..storage.transposed.copy_file import TransposedFile
 from .dependencies import NamePath, ServicesDep, in_thread
 from .peer import NO_DESCRIPTORS, Writer, peer_of, refusal
 from .problem_responses import DATASET, problems

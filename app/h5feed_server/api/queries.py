@@ -112,7 +112,8 @@ class RowsQuery(BaseModel):
     where: Where = ()
     key: str | None = Field(
         None,
-        description="Instead of a range: the field that rows are found by, which has one integer or text per row.",
+        description="Instead of a range: the field that rows are found by, which has one integer or text per row. If "
+        "it has class names, values are names, or numbers.",
     )
     value: tuple[str, ...] = Field(
         (), description="With `key`: value of the wanted row. Repeat the parameter for several rows, in this order."
@@ -156,7 +157,11 @@ class RowsRequest(BaseModel):
         examples=[None],
     )
     keys: list[StrictInt | StrictStr] | None = Field(
-        None, fail_fast=True, description="Values of this field, each of which one row has.", examples=[None]
+        None,
+        fail_fast=True,
+        description="Values of this field, each of which one row has. If it has class names: text is a name, and an "
+        "integer a number.",
+        examples=[None],
     )
     duplicates: Duplicates = Field("refuse", description=_DUPLICATES, examples=["refuse"])
     fields: list[str] | None = Field(

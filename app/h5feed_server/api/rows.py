@@ -61,7 +61,7 @@ async def get_rows(
         if query.key is not None:
             services.batcher.limits.check_count(len(query.value))
             several, limit = query.duplicates == "all", services.settings.max_rows
-            wanted = services.keys.rows(dataset, query.key, query.value, several=several, limit=limit)
+            wanted = services.keys.rows(dataset, query.key, query.value, are_words=True, several=several, limit=limit)
             return _answer(request, services, dataset, wanted, query, form, headers)
         kept = services.batcher.split_jobs.rows(dataset, "all", FilteredSpec(where=query.where))
         count = dataset.rows if kept is None else len(kept)

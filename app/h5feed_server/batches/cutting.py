@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.runs import consecutive
 
 Int64s = npt.NDArray[np.int64]
 
@@ -32,8 +33,7 @@ class Spans(NamedTuple):
 
     def taken(self, items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
         """These items only, back to back, of all `items`, which `offsets` divides into rows."""
-        shifts = offsets[:-1] + self.skipped - self.offsets[:-1]
-        return np.asarray(items[np.arange(int(self.lengths.sum())) + np.repeat(shifts, self.lengths)])
+        return np.asarray(items[consecutive(offsets[:-1] + self.skipped, self.lengths)])
 
 
 @dataclass(frozen=True)

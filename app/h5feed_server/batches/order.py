@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
+from h5feed.runs import consecutive
 
 from ..row_bits import RowBits, RowRuns, RowSet
 from ..splits.bucketing import Bucketed
@@ -184,10 +185,7 @@ class Order:
             if split_rows is not None:
                 begins = np.searchsorted(split_rows[:count], begins)
                 ends = np.searchsorted(split_rows[:count], ends)
-            lengths = ends - begins
-            # For each block: its position in the output, minus its position in the rows of the split.
-            shifts = np.cumsum(lengths) - lengths - begins
-            places = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(shifts, lengths)
+            places = consecutive(begins, ends - begins)
             rows[done : done + len(places)] = places if split_rows is None else split_rows[places]
             done += len(places)
         return rows

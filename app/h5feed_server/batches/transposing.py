@@ -8,7 +8,9 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..storage.reader import Reader
-from ..storage.transposed import TransposedFile, transpose, work_bytes
+from ..storage.transposed.copy_file import TransposedFile
+from ..storage.transposed.making import transpose
+from ..storage.transposed.sorting import work_bytes
 
 _KIND = "transpose"
 

@@ -128,7 +128,7 @@ class ArraySource:
                 )
             fields[array.name][array.split] = array
         self._lengths = self._agreed(fields)
-        fields = {name: own for name, own in fields.items() if self._fits(name, own)}
+        fields = {name: own for name, own in fields.items() if self._fits(own)}
         self.rows = sum(self._lengths.values())
         if not fields or not self.rows:
             raise Unreadable("it contains no arrays with rows")
@@ -215,7 +215,7 @@ class ArraySource:
         best = max(weights, key=lambda lengths: (len(lengths), weights[lengths]), default=())
         return dict(best)
 
-    def _fits(self, name: str, own: Mapping[str, NamedArray]) -> bool:
+    def _fits(self, own: Mapping[str, NamedArray]) -> bool:
         lengths = {split: array.shape[0] for split, array in own.items() if array.shape}
         first = next(iter(own.values()))
         if not lengths:

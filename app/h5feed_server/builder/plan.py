@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter
+from h5feed.runs import consecutive
 from pydantic import ValidationError
 
 from ..catalog.split_names import SPLITS
@@ -170,7 +171,7 @@ def limited(limit: int | None, rows: int, labels: Column | None, splits: npt.NDA
     counts = np.bincount(together)
     # turn: how many of its kind come before each row.
     turn = np.empty(rows, np.int64)
-    turn[order] = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)
+    turn[order] = consecutive(0, counts)
     return np.sort(np.argsort(turn, kind="stable")[:limit])
 
 

@@ -21,7 +21,7 @@ from h5feed.stored.layout import ArrayLayout
 from h5feed.suggestions import no_field
 from h5feed.wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT
 
-from ..storage.transposed import TransposedFile
+from ..storage.transposed.copy_file import TransposedFile
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .names import Names

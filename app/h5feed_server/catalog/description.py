@@ -9,7 +9,7 @@ import numpy as np
 from h5feed.revisions import is_provisional
 
 from ..storage.objects.object_file import ObjectFile
-from ..storage.transposed import stored_in
+from ..storage.transposed.copy_file import stored_in
 from .dataset import Dataset, Field
 from .discovery import shown
 

@@ -9,12 +9,11 @@ a restart: as long as old rows stay as they are, requests that name an old revis
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +22,8 @@ import numpy.typing as npt
 from h5feed.errors import FeedError, Overloaded, Preparing, Unreadable
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.column import Segment
-from h5feed.stored.layout import LAYOUT_VERSION, ArrayLayout, FileLayout, describe, load_layout
+from h5feed.stored.layout import LAYOUT_VERSION
 from h5feed.stored.local_file import Identity
-from h5feed.wire import OFFSETS
 
 from ..cache_folder.folder import CacheFolder
 from ..storage.growing_file import DIGEST_BYTES, GrowingFile, HashedChunks, OpenFile, chunk_digest
@@ -40,11 +38,9 @@ from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
 from .digests import Content
 from .grouping.families import Family
+from .growing_arrays import LISTS, MAX_CUTS, ChunkSequence, GrowingArrays, chunks_of, growing_arrays, preparing
 from .loading import LoadedFile
 from .pandas_frames import Read
-
-MAX_CUTS = 1 << 16
-"""Revisions of one dataset that can be asked for: the last ones, one for each boundary of chunks."""
 
 MAX_HELD = 8
 """Old revisions of one dataset that are held ready, besides the current one."""
@@ -55,98 +51,7 @@ RECHECK_BYTES = 16 << 20
 _SAVED_BYTES_PER_SECOND = 10e6
 """What is known of a file is stored in the cache folder at this rate at most."""
 
-_RETRY_SECONDS = 1.0
-
-_LISTS = "lists with offsets, and sparse rows, cannot grow"
-
-Int64s = npt.NDArray[np.int64]
 Assemble = Callable[[LoadedFile], Sequence[Dataset]]
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """The chunks of all growing arrays in the order of their first rows: to add rows is to add chunks at the end.
-
-    Attributes
-    ----------
-    begins : (n,) int64
-        First row of each chunk.
-    offsets, sizes, masks : (n,) int64
-        See `ChunkTable`.
-    """
-
-    begins: Int64s
-    offsets: Int64s
-    sizes: Int64s
-    masks: Int64s
-
-    def __len__(self) -> int:
-        return len(self.begins)
-
-    def begins_with(self, other: _Sequence) -> bool:
-        """Whether the first chunks are where all those of `other` are."""
-        pairs = zip(self._columns, other._columns, strict=True)
-        return all(np.array_equal(mine[: len(other)], theirs) for mine, theirs in pairs)
-
-    @property
-    def _columns(self) -> tuple[Int64s, ...]:
-        return self.begins, self.offsets, self.sizes, self.masks
-
-
-@dataclass(frozen=True)
-class _Inspected:
-    """A growing file at one moment.
-
-    Attributes
-    ----------
-    data : bytes
-        The layout, serialised.
-    layout : FileLayout
-    arrays : dict of str to ArrayLayout
-        The arrays that grow, with the rows that they have, by path.
-    why_not : dict of str to str
-        Why the others do not grow, by path.
-    rows : int
-        Rows that are in full chunks of all of them.
-    """
-
-    data: bytes
-    layout: FileLayout
-    arrays: Mapping[str, ArrayLayout]
-    why_not: Mapping[str, str]
-    rows: int
-
-    def fixed(self) -> bytes:
-        """Digest of everything that stays the same when rows are added."""
-        about = [
-            describe(replace(one, shape=(0, *one.sample_shape), stored_bytes=0, text=None))
-            if one.path in self.arrays
-            else [one.path, one.text]
-            for one in self.layout.arrays
-        ]
-        content = json.dumps([about, self.layout.attributes, self.layout.groups], sort_keys=True)
-        return hashlib.blake2b(content.encode("utf-8", "surrogatepass")).digest()
-
-    def sequence(self) -> _Sequence:
-        """The chunks of the rows."""
-        begins, order, tables = [], [], {id(one.chunks): one for one in self.arrays.values()}
-        columns: list[list[Int64s]] = [[], [], []]
-        for place, array in enumerate(tables.values()):
-            height, count = _height(array), _chunks_of(array, self.rows)
-            assert array.chunks is not None
-            table = array.chunks.first(count)
-            begins.append(table.numbers // array.cells * height)
-            order.append(np.full(count, place))
-            for column, part in zip(columns, (table.offsets, table.sizes, table.masks), strict=True):
-                column.append(part)
-        # Stable: the chunks of one row of chunks stay in their order.
-        sorting = np.lexsort((np.concatenate(order), np.concatenate(begins)))
-        return _Sequence(*(np.concatenate(column)[sorting] for column in (begins, *columns)))
-
-    def cuts(self) -> Int64s:
-        """Numbers of rows that it could have been served with before, ascending, and that it is served with now."""
-        heights = {_height(one) for one in self.arrays.values()}
-        return np.unique(np.concatenate([np.arange(step, self.rows + 1, step) for step in heights]))[-MAX_CUTS:]
 
 
 @dataclass
@@ -155,7 +60,7 @@ class _Hashed:
 
     Attributes
     ----------
-    sequence : _Sequence
+    sequence : ChunkSequence
     digests : (n, DIGEST_BYTES) uint8
         Of each chunk.
     running : blake2b
@@ -169,7 +74,7 @@ class _Hashed:
     """
 
     fixed: bytes
-    sequence: _Sequence
+    sequence: ChunkSequence
     digests: npt.NDArray[np.uint8]
     running: Any
     cuts: dict[int, bytes]
@@ -177,13 +82,13 @@ class _Hashed:
     rechecked: int = 0
 
     @classmethod
-    def begun(cls, inspected: _Inspected) -> _Hashed:
+    def begun(cls, inspected: GrowingArrays) -> _Hashed:
         """Nothing is hashed yet."""
         fixed, sequence = inspected.fixed(), inspected.sequence()
         digests = np.zeros((len(sequence), DIGEST_BYTES), np.uint8)
         return cls(fixed, sequence, digests, hashlib.blake2b(fixed), {}, threading.Event())
 
-    def go_on(self, inspected: _Inspected, done: int, hash_chunk: Callable[[int], None]) -> None:
+    def go_on(self, inspected: GrowingArrays, done: int, hash_chunk: Callable[[int], None]) -> None:
         """Add the chunks from number `done` on, and the digests of the rows before each boundary."""
         sequence = self.sequence
         cuts = inspected.cuts()
@@ -207,7 +112,7 @@ class Growth:
 
     Parameters
     ----------
-    inspected : _Inspected
+    inspected : GrowingArrays
     hashed : _Hashed
     source : callable
         ``source(digest)`` returns the file as the source of rows with this digest.
@@ -221,7 +126,7 @@ class Growth:
 
     def __init__(
         self,
-        inspected: _Inspected,
+        inspected: GrowingArrays,
         hashed: _Hashed,
         source: Callable[[bytes], GrowingFile],
         read: Read,
@@ -267,7 +172,7 @@ class Growth:
         for array in inspected.layout.arrays:
             if array.path in inspected.arrays:
                 assert array.chunks is not None
-                table = tables.setdefault(id(array.chunks), array.chunks.first(_chunks_of(array, rows)))
+                table = tables.setdefault(id(array.chunks), array.chunks.first(chunks_of(array, rows)))
                 # The text of a field is no list of names.
                 shape, stored = (rows, *array.sample_shape), int(table.sizes.sum())
                 array = replace(array, shape=shape, chunks=table, stored_bytes=stored, text=None)
@@ -369,10 +274,10 @@ class GrowingFiles:
 
     def _now(
         self, path: str, file: OpenFile, declared: DeclaredDataset, known: _Hashed | None
-    ) -> tuple[_Inspected, _Hashed]:
+    ) -> tuple[GrowingArrays, _Hashed]:
         """The file as it is now."""
         before, writer = file.state(), _writer(file)
-        inspected = _inspected(self._layout(path, file, before, writer), declared)
+        inspected = growing_arrays(self._layout(path, file, before, writer), declared)
         hashed = self._hash(file, inspected, known)
         # Full chunks of a SWMR writer stay as they are. Of a closed file, all must have stayed.
         if _writer(file) is not Writer.SWMR and file.state() != before:
@@ -388,14 +293,14 @@ class GrowingFiles:
         self._saved[place] = now + len(data) / _SAVED_BYTES_PER_SECOND
         self._folder.put(place, data)
 
-    def _remembered(self, place: str, declared: DeclaredDataset) -> tuple[_Inspected, _Hashed] | None:
+    def _remembered(self, place: str, declared: DeclaredDataset) -> tuple[GrowingArrays, _Hashed] | None:
         """What this or another process has stored; None if that is nothing, or nothing that fits the declaration."""
         data = self._folder.find(place)
         if data is None:
             return None
         try:
             _, arrays = load_arrays(data)
-            inspected, digests = _inspected(arrays["layout"].tobytes(), declared), arrays["digests"]
+            inspected, digests = growing_arrays(arrays["layout"].tobytes(), declared), arrays["digests"]
         except (LookupError, ValueError, FeedError):
             return None
         hashed = _Hashed.begun(inspected)
@@ -414,7 +319,7 @@ class GrowingFiles:
                 raise _written_to() from None
             raise
 
-    def _hash(self, file: OpenFile, inspected: _Inspected, known: _Hashed | None) -> _Hashed:
+    def _hash(self, file: OpenFile, inspected: GrowingArrays, known: _Hashed | None) -> _Hashed:
         """Hash the chunks, except those that are known and have stayed."""
         hashed = _Hashed.begun(inspected)
         fixed, sequence = hashed.fixed, hashed.sequence
@@ -431,7 +336,7 @@ class GrowingFiles:
         hashed.go_on(inspected, done, hash_chunk)
         return hashed
 
-    def _stayed(self, file: OpenFile, fixed: bytes, sequence: _Sequence, known: _Hashed) -> bool:
+    def _stayed(self, file: OpenFile, fixed: bytes, sequence: ChunkSequence, known: _Hashed) -> bool:
         """Whether the chunks that are known are where they were, and those that are hashed again have not changed."""
         if fixed != known.fixed or known.rewritten.is_set() or not sequence.begins_with(known.sequence):
             return False
@@ -447,12 +352,12 @@ class GrowingFiles:
                 break
         return True
 
-    def _digest(self, file: OpenFile, sequence: _Sequence, number: int) -> bytes:
+    def _digest(self, file: OpenFile, sequence: ChunkSequence, number: int) -> bytes:
         if self._closed.is_set():
             raise Overloaded("the server is stopping").because_of("stopping")
         digest = chunk_digest(file.fd, int(sequence.offsets[number]), int(sequence.sizes[number]))
         if not digest:
-            raise _preparing("its file ends before one of its chunks does")
+            raise preparing("its file ends before one of its chunks does")
         return digest
 
 
@@ -467,75 +372,9 @@ def _place(path: str, inode: int) -> str:
     return f"growing/{LAYOUT_VERSION}-{key}"
 
 
-def _inspected(data: bytes, declared: DeclaredDataset) -> _Inspected:
-    """The arrays of a growing file that grow, and the rows that all of them have in full chunks.
-
-    Raises
-    ------
-    Unreadable
-        None does, or a declared one does not.
-    Preparing
-        There are no such rows yet.
-    """
-    layout = load_layout(data)
-    paths = {array.path for array in layout.arrays}
-    why_not = {one.path: why for one in layout.arrays if (why := _why_fixed(one, paths)) is not None}
-    named = set((declared.fields or {}).values())
-    # Names that a convention gives are not paths.
-    named = named if named and named <= paths else paths
-    if named is not paths and (fixed := sorted(named & why_not.keys())):
-        raise Unreadable(f"{DECLARATION}: growing: array {fixed[0]!r} cannot grow: {why_not[fixed[0]]}")
-    why_not |= dict.fromkeys(paths - named - why_not.keys(), "it is not among the fields that are declared to grow")
-    arrays = {array.path: array for array in layout.arrays if array.path not in why_not}
-    if not arrays:
-        first = next(iter(sorted(why_not)), None)
-        reason = "it has no arrays" if first is None else f"array {first!r} cannot grow: {why_not[first]}"
-        raise Unreadable(f"{DECLARATION}: growing: {reason}")
-    rows = {path: _full_chunks(array) * _height(array) for path, array in arrays.items()}
-    shortest = min(rows, key=lambda path: rows[path])
-    if not rows[shortest]:
-        raise _preparing(f"array {shortest!r} has no full chunk of {_height(arrays[shortest])} rows yet")
-    return _Inspected(data, layout, arrays, why_not, rows[shortest])
-
-
-def _why_fixed(array: ArrayLayout, paths: set[str]) -> str | None:
-    """Why an array cannot grow; None if it can."""
-    if array.unreadable is not None:
-        return array.unreadable
-    if array.by_h5py or array.external is not None:
-        return "only h5py can read it"
-    if array.chunks is None:
-        return "it is not stored in chunks"
-    if not array.extends:
-        return "its first axis cannot be extended (maxshape)"
-    flat = array.path.removesuffix(OFFSETS)
-    if array.path + OFFSETS in paths or (flat != array.path and flat in paths):
-        return _LISTS
-    return None
-
-
 def _not_paired(items: Segment, offsets: Segment) -> Segment:
     """Instead of lists or sparse rows, whose items are cut where those of other fields are: an unreadable array."""
-    return replace(items, array=unreadable_array(items.array.path, _LISTS))
-
-
-def _height(array: ArrayLayout) -> int:
-    assert array.chunk_shape is not None
-    return array.chunk_shape[0]
-
-
-def _chunks_of(array: ArrayLayout, rows: int) -> int:
-    """Number of the chunks that hold any of the first `rows` rows."""
-    return -(-rows // _height(array)) * array.cells
-
-
-def _full_chunks(array: ArrayLayout) -> int:
-    """Number of the first rows of chunks that are full and were written."""
-    assert array.chunks is not None
-    numbers = array.chunks.numbers
-    # Ascending: before the first gap, each is at its own index.
-    there = int(np.searchsorted(numbers - np.arange(len(numbers)), 1))
-    return min(array.rows // _height(array), there // array.cells)
+    return replace(items, array=unreadable_array(items.array.path, LISTS))
 
 
 def _writer(file: OpenFile) -> Writer:
@@ -548,18 +387,14 @@ def _writer(file: OpenFile) -> Writer:
     """
     writer = writer_of(file.fd)
     if writer is Writer.OTHER:
-        raise _preparing(
+        raise preparing(
             "a program has its file open for writing, not for SWMR: it is read when that has closed it. If the program "
             "was killed, 'h5clear -s FILE' removes its mark"
         )
     if writer is Writer.UNKNOWN and file.state().is_young(time.time()):
-        raise _preparing("its file was written to a moment ago, and does not tell whether it is open for writing")
+        raise preparing("its file was written to a moment ago, and does not tell whether it is open for writing")
     return writer
 
 
 def _written_to() -> Preparing:
-    return _preparing("its file was written to while it was inspected")
-
-
-def _preparing(detail: str) -> Preparing:
-    return Preparing(detail, retry_after=_RETRY_SECONDS)
+    return preparing("its file was written to while it was inspected")

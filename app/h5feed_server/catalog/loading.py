@@ -29,7 +29,9 @@ from ..settings import Settings
 from ..storage.hdf5.drivers import members_of, next_member
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.transposed import ByColumns, TransposedFile, too_large
+from ..storage.transposed.by_columns import ByColumns
+from ..storage.transposed.copy_file import TransposedFile
+from ..storage.transposed.making import too_large
 from .array_probe import MAX_OFFSETS_BYTES, ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .digests import Content, Digests

@@ -20,7 +20,7 @@ from h5feed.stored.codecs import unsupported
 from h5feed.stored.column import About, Segment
 from h5feed.stored.layout import ArrayLayout
 
-from ..storage.transposed import ByColumns
+from ..storage.transposed.by_columns import ByColumns
 from .array_probe import are_offsets, is_flat
 from .pandas_frames import Read
 

@@ -124,10 +124,6 @@ class NodeActors:
                 )
                 yield place.node, self._lose(place, f"it {what} for {SILENT_SECONDS:.0f} s")
 
-    def lose(self, node: Node, why: str) -> Lost:
-        """End an actor that cannot be used. Another takes its place after a while."""
-        return self._lose(self._places[node.id], why)
-
     def close(self) -> None:
         """End all actors."""
         for place in self._places.values():

@@ -16,14 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from h5feed.errors import BadParameter
-from pydantic import ValidationError
 
 from .. import __version__
 from ..serve.command import announce_token, is_no_certificate, settings_of
 from ..serve.exposure import is_every_address, is_loopback, local_address
 from ..serve.listening import listen
 from ..serve.worker import Tls
-from ..settings import Settings, explain, unknown_variables, variables_of
+from ..settings import Settings, unknown_variables, variables_of
 from ..sharing.logs import begin_logs, say
 from ..tokens.keyring import Keyring
 from ..tokens.token_file import TokenFileError
@@ -54,12 +53,11 @@ def run_serve_on_cluster(options: argparse.Namespace) -> int:
     Raises
     ------
     FeedError
+    ValidationError
+        Settings are wrong.
     """
     try:
         return _serve(options)
-    except ValidationError as error:
-        explain(error, vars(options))
-        return 2
     except (BadParameter, TokenFileError) as error:
         print(f"h5feed-server: {error}", file=sys.stderr)
         return 2

@@ -178,13 +178,17 @@ def _number(field: Field, condition: Condition, value: Value, scale: Scale) -> N
             shown = repr(value.text[:_MAX_NAME])
             raise _refusal(condition, f"{field.name!r} holds numbers ({field.type_name}), but {shown} {what}")
         if value.text not in names:
-            rest = f"the classes are {', '.join(names[:_SHOWN_CLASSES])}{' …' if len(names) > _SHOWN_CLASSES else ''}"
-            said = did_you_mean(value.text, names, rest)
+            said = did_you_mean(value.text, names, classes_shown(names))
             raise _refusal(condition, f"{field.name!r} has no class {value.text[:_MAX_NAME]!r}: {said}")
         return names.index(value.text)
     if _is_nan(number) and not scale.has_nan:
         raise _refusal(condition, f"{field.name!r} holds {field.type_name}, which is never NaN")
     return number
+
+
+def classes_shown(names: Sequence[str]) -> str:
+    """The class names of a field, for a message."""
+    return f"the classes are {', '.join(names[:_SHOWN_CLASSES])}{' …' if len(names) > _SHOWN_CLASSES else ''}"
 
 
 def _is_nan(number: Number) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import AmbiguousKey, InternalError, KeysNotFound, Overloaded
+from h5feed.runs import consecutive
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache
 from h5feed.suggestions import did_you_mean
@@ -23,6 +24,7 @@ from ..cache_folder.sealed import discard
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
+from ..filters.predicates import classes_shown
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..splits.large import wait_for_content
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
@@ -62,7 +64,14 @@ class KeyIndexes:
         self._kept.drop_old(seconds)
 
     def rows(
-        self, dataset: Dataset, name: str, keys: Sequence[str | int], *, several: bool = False, limit: int = 1_000_000
+        self,
+        dataset: Dataset,
+        name: str,
+        keys: Sequence[str | int],
+        *,
+        are_words: bool = False,
+        several: bool = False,
+        limit: int = 1_000_000,
     ) -> Int64s:
         """The rows with these keys, in the order of the keys.
 
@@ -70,6 +79,8 @@ class KeyIndexes:
         ----------
         name : str
             Field of one integer or text per row.
+        are_words : bool
+            See `values_of_keys`.
         several : bool
             Whether a key may have several rows, which then follow each other in ascending order.
         limit : int
@@ -90,7 +101,7 @@ class KeyIndexes:
             A job builds the index.
         """
         field = key_field(dataset, name)
-        wanted = values_of_keys(field, keys)
+        wanted = values_of_keys(field, keys, are_words=are_words)
         which, rows = self.matches(dataset, field, wanted, limit)
         counts = np.bincount(which, minlength=len(wanted))
         if (missing := np.flatnonzero(counts == 0)).size:
@@ -98,8 +109,9 @@ class KeyIndexes:
         if not several and (ambiguous := np.flatnonzero(counts > 1)).size:
             one = int(ambiguous[0])
             own = rows[which == one]
+            shown = wanted.shown(one) if field.class_names is None else repr(keys[one])[:_SHOWN_CHARS]
             raise AmbiguousKey(
-                f"{counts[one]} rows have {name!r} {wanted.shown(one)}: {', '.join(map(str, own[:_SHOWN].tolist()))}"
+                f"{counts[one]} rows have {name!r} {shown}: {', '.join(map(str, own[:_SHOWN].tolist()))}"
                 f"{' …' if len(own) > _SHOWN else ''}. Use duplicates=all to get all rows of each key"
             )
         return rows
@@ -137,8 +149,7 @@ class KeyIndexes:
             # Keys that are listed often multiply: each has all the rows again.
             raise TooManyRows(limit)
         which = np.repeat(np.arange(len(wanted)), each)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)
-        candidates = rows[np.repeat(begins[places], each) + within]
+        candidates = rows[consecutive(begins[places], each)]
         same = self._are_same(field, candidates, wanted, which)
         return which[same], candidates[same]
 
@@ -224,11 +235,14 @@ class KeyIndexes:
     def _not_found(self, field: Field, keys: Sequence[str | int], missing: Int64s) -> KeysNotFound:
         shown = ", ".join(repr(keys[one])[:_SHOWN_CHARS] for one in missing[:_SHOWN].tolist())
         more = " …" if len(missing) > _SHOWN else ""
-        hint, count = "", field.column.rows
-        if 0 < count <= _COMPARED_ROWS:
+        hint, count, first = "", field.column.rows, str(keys[int(missing[0])])
+        if field.class_names is not None:
+            if first not in field.class_names:
+                hint = f": {did_you_mean(first, field.class_names, classes_shown(field.class_names))}"
+        elif 0 < count <= _COMPARED_ROWS:
             values = values_at(self.reader, field, np.arange(count, dtype=np.int64))
             known = dict.fromkeys(map(values.text, range(count)))
-            hint = f": {did_you_mean(str(keys[int(missing[0])]), known, 'check the spelling')}"
+            hint = f": {did_you_mean(first, known, 'check the spelling')}"
         return KeysNotFound(f"{len(missing)} of {len(keys)} keys are in no row of {field.name!r}: {shown}{more}{hint}")
 
 

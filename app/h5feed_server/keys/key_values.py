@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+from h5feed.runs import consecutive
 
 from ..catalog.dataset import Dataset, Field
 from ..storage.reader import Reader
@@ -111,6 +113,11 @@ class Texts(Values):
     items: npt.NDArray[np.uint8]
     offsets: Int64s
 
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> Texts:
+        offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -150,11 +157,9 @@ class Texts(Values):
             begin = int(stops[first] - lengths[first])
             last = max(first + 1, int(np.searchsorted(stops, begin + _BLOCK_BYTES // 8, "right")))
             part, sizes = compared[first:last], lengths[first:last]
-            starts = np.cumsum(sizes) - sizes
-            within = np.arange(int(sizes.sum())) - np.repeat(starts, sizes)
-            own = self.items[np.repeat(self.offsets[places[part]], sizes) + within]
-            theirs = other.items[np.repeat(other.offsets[other_places[part]], sizes) + within]
-            same[part] = ~np.logical_or.reduceat(own != theirs, starts)
+            own = self.items[consecutive(self.offsets[places[part]], sizes)]
+            theirs = other.items[consecutive(other.offsets[other_places[part]], sizes)]
+            same[part] = ~np.logical_or.reduceat(own != theirs, np.cumsum(sizes) - sizes)
             first = last
         return np.asarray(same, np.bool_)
 
@@ -186,28 +191,95 @@ def key_field(dataset: Dataset, name: str) -> Field:
     return field
 
 
-def values_of_keys(field: Field, keys: Sequence[str | int]) -> Values:
-    """Keys from a request as values of the field.
+def values_of_keys(field: Field, keys: Sequence[str | int], *, are_words: bool = False) -> Values:
+    """Keys from a request as values of the field. If it has class names, a text is one of these, as in ``where``.
+
+    Parameters
+    ----------
+    are_words : bool
+        Whether the keys are words of a URL, which may also be the numbers of classes.
 
     Raises
     ------
     BadParameter
-        A key is no integer, but the field has integers.
+        A key is no integer, but the field has integers; or a word is the name of one class and the number of another.
     """
     if field.is_text:
-        texts = [str(key).encode("utf-8", "surrogatepass") for key in keys]
-        offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
-        return Texts(np.frombuffer(b"".join(texts), np.uint8), offsets)
+        return Texts.of([str(key).encode("utf-8", "surrogatepass") for key in keys])
+    numbers = None if field.class_names is None else {name: code for code, name in enumerate(field.class_names)}
     bits, negative = np.zeros(len(keys), np.uint64), np.zeros(len(keys), np.bool_)
     for place, key in enumerate(keys):
-        if isinstance(key, str) and not _WHOLE.fullmatch(key):
-            raise BadParameter(f"{field.name!r} has integers, so {key[:_SHOWN_CHARS]!r} cannot be one of its values")
-        number = int(key)
+        number = _number(field, key) if numbers is None else _class(field, numbers, key, are_words)
         # No row has an integer of more than 64 bits, nor a negative one whose bits are 0.
-        is_possible = -(1 << 63) <= number < 1 << 64
-        bits[place] = number % (1 << 64) if is_possible else 0
+        is_possible = number is not None and -(1 << 63) <= number < 1 << 64
+        number = number if number is not None and is_possible else 0
+        bits[place] = number % (1 << 64)
         negative[place] = number < 0 or not is_possible
     return Integers(bits, negative)
+
+
+def _number(field: Field, key: str | int) -> int:
+    if isinstance(key, str) and not _WHOLE.fullmatch(key):
+        raise BadParameter(f"{field.name!r} has integers, so {key[:_SHOWN_CHARS]!r} cannot be one of its values")
+    return int(key)
+
+
+def _class(field: Field, numbers: Mapping[str, int], key: str | int, is_word: bool) -> int | None:
+    """The number of a class; None: there is no such class."""
+    if isinstance(key, int):
+        return key
+    named = numbers.get(key)
+    if not is_word or not _WHOLE.fullmatch(key):
+        return named
+    if named not in (None, int(key)):
+        raise BadParameter(
+            f"{field.name!r} has a class named {key!r}, which is number {named}, and another with this number: POST "
+            'keys, where "…" is a name and an integer a number'
+        )
+    return int(key)
+
+
+def as_other(field: Field, other: Field) -> Callable[[Values], tuple[Values, Int64s]]:
+    """How values of a field are found in another one, by which datasets are joined.
+
+    The numbers of classes differ from dataset to dataset, so classes are compared by their names, also with text. What
+    has no name, such as the -1 of pandas for missing values, is found nowhere. Integers without names are compared with
+    the numbers.
+
+    Returns
+    -------
+    callable
+        Takes (n,) values of `field`. Returns (k,) values of `other`, and which of the n they are, (k,) int64.
+    """
+    own, theirs = field.class_names, other.class_names
+    if own is not None and (theirs is not None or other.is_text):
+        names = [name.encode("utf-8", "surrogatepass") for name in own]
+        numbers = {} if theirs is None else {name: number for number, name in enumerate(theirs)}
+        # table: (classes,), the number of each class there; -1: there is none
+        table = np.array([numbers.get(name, -1) for name in own], np.int64)
+
+        def of_classes(values: Values) -> tuple[Values, Int64s]:
+            assert isinstance(values, Integers)
+            places = np.flatnonzero(~values.negative & (values.bits < np.uint64(len(table))))
+            codes = values.bits[places].astype(np.int64)
+            if theirs is None:
+                return Texts.of([names[code] for code in codes.tolist()]), places
+            found = table[codes]
+            return Integers.of(found[found >= 0]), places[found >= 0]
+
+        return of_classes
+    if field.is_text and theirs is not None:
+        by_text = {name.encode("utf-8", "surrogatepass"): number for number, name in enumerate(theirs)}
+
+        def of_texts(values: Values) -> tuple[Values, Int64s]:
+            assert isinstance(values, Texts)
+            bounds = pairwise(values.offsets.tolist())
+            found = np.array([by_text.get(values.items[a:b].tobytes(), -1) for a, b in bounds], np.int64)
+            places = np.flatnonzero(found >= 0)
+            return Integers.of(found[places]), places
+
+        return of_texts
+    return lambda values: (values, np.arange(len(values)))
 
 
 def values_at(reader: Reader, field: Field, rows: Int64s) -> Values:

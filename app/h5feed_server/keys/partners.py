@@ -19,7 +19,7 @@ from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..row_bits import LISTED_ROWS
 from ..splits.large import wait_for_content
 from .key_index import KeyIndexes, is_quick
-from .key_values import HASH_VERSION, key_field, values_of_rows
+from .key_values import HASH_VERSION, as_other, key_field, values_of_rows
 from .sorted_file import TooManyRows
 
 Rows = npt.NDArray[Any]
@@ -83,7 +83,7 @@ class Partners:
                 f"join={other.name}: the partners of {dataset.rows} rows take {4 * dataset.rows} bytes, more than "
                 f"H5FEED_ORDER_CACHE_BYTES = {self._max_bytes}"
             )
-        name = _name(dataset, key, other, other_key)
+        name = _name(dataset, fields[0], other, fields[1])
         if (kept := self._kept.find(name.here)) is not None:
             return kept
         data = self._folder.find(name.kept)
@@ -107,7 +107,7 @@ class Partners:
         # What is on disk is named by the content.
         for one in both:
             wait_for_content(one, progress)
-        name = _name(dataset, request["key"], other, request["other_key"])
+        name = _name(dataset, fields[0], other, fields[1])
 
         def find() -> bytes:
             self._keys.ensure(other, fields[1], progress.advance)
@@ -119,9 +119,11 @@ class Partners:
         self, dataset: Dataset, field: Field, other: Dataset, other_field: Field, advance: Callable[[int], None]
     ) -> bytes:
         partners = np.full(dataset.rows, -1, np.int32 if other.rows < 1 << 31 else np.int64)
+        translated = as_other(field, other_field)
         start = 0
         for values in values_of_rows(self._keys.reader, field):
             count = len(values)
+            values, places = translated(values)
             # Found twice, a key is an error: how often does not matter.
             try:
                 which, rows = self._keys.matches(other, other_field, values, limit=2 * count + 1_000_000)
@@ -131,16 +133,18 @@ class Partners:
                     f"{start + count - 1} of {dataset.name!r} as {other_field.name!r}: join by a key that is unique "
                     "there, and whose texts do not differ in their middle only"
                 ) from None
-            several = np.flatnonzero(np.bincount(which, minlength=count) > 1)
+            several = np.flatnonzero(np.bincount(which, minlength=len(values)) > 1)
             if len(several):
                 own = rows[which == several[0]][:5].tolist()
+                value, names = values.shown(int(several[0])), other_field.class_names or ()
+                if value.isdecimal() and int(value) < len(names):
+                    value = repr(names[int(value)])
                 raise AmbiguousKey(
-                    f"join={other.name}: several rows of {other.name!r} have {other_field.name!r} "
-                    f"{values.shown(int(several[0]))}, such as {', '.join(map(str, own))}, which row "
-                    f"{start + int(several[0])} of {dataset.name!r} has as {field.name!r}: join by a key that is "
-                    "unique there"
+                    f"join={other.name}: several rows of {other.name!r} have {other_field.name!r} {value}, such as "
+                    f"{', '.join(map(str, own))}, which row {start + int(places[several[0]])} of {dataset.name!r} has "
+                    f"as {field.name!r}: join by a key that is unique there"
                 )
-            partners[start + which] = rows
+            partners[start + places[which]] = rows
             start += count
             advance(count)
         return dump_arrays({}, {"rows": partners})
@@ -159,17 +163,21 @@ def _fields(dataset: Dataset, key: str, other: Dataset, other_key: str) -> tuple
     FieldNotFound, UnsupportedField, BadParameter
     """
     field, other_field = key_field(dataset, key), key_field(other, other_key)
-    if field.is_text != other_field.is_text:
+    integers = other_field if field.is_text else field
+    if field.is_text != other_field.is_text and integers.class_names is None:
         raise BadParameter(
             f"join={other.name}: {key!r} of {dataset.name!r} holds {field.type_name}, but {other_key!r} of "
-            f"{other.name!r} {other_field.type_name}: both must be text, or both integers"
+            f"{other.name!r} {other_field.type_name}: both must be text, or both integers; or one text, and the other "
+            "integers with class names"
         )
     return field, other_field
 
 
-def _name(dataset: Dataset, key: str, other: Dataset, other_key: str) -> Key:
+def _name(dataset: Dataset, field: Field, other: Dataset, other_field: Field) -> Key:
     revision = other.names.current
-    about = f"{key!r} {other.name!r} {revision} {other_key!r}"
+    # Class names may be declared, which does not change a revision.
+    names = f"{field.class_names} {other_field.class_names}"
+    about = f"{field.name!r} {other.name!r} {revision} {other_field.name!r} {names}"
     name = key_of(f"joins/{HASH_VERSION}", dataset.name, dataset.names, about)
     # Nothing on disk has a provisional name.
     return name if revision == other.names.content else Key(name.here, lambda: None)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.runs import consecutive
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
@@ -107,8 +108,7 @@ class SortedFile:
         # Many blocks are read at a time where most of them are needed.
         step = _BLOCKS_AT_ONCE if len(hashes) > len(self.fences) else 1
         begins, counts = first // step, last // step - first // step + 1
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        spans = np.unique(np.repeat(begins, counts) + within)
+        spans = np.unique(consecutive(begins, counts))
         which, rows, total = [], [], 0
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -121,13 +121,11 @@ class SortedFile:
                 wanted = hashes[least : int(np.searchsorted(first, begin + step - 1, "right"))]
                 left = np.searchsorted(entries["hash"], wanted, "left")
                 counts = np.searchsorted(entries["hash"], wanted, "right") - left
-                total += (found := int(counts.sum()))
+                total += int(counts.sum())
                 if total > limit:
                     raise TooManyRows(limit)
-                own = np.repeat(np.arange(len(wanted)), counts)
-                within = np.arange(found) - np.repeat(np.cumsum(counts) - counts, counts)
-                which.append(least + own)
-                rows.append(entries["row"][left[own] + within])
+                which.append(least + np.repeat(np.arange(len(wanted)), counts))
+                rows.append(entries["row"][consecutive(left, counts)])
         finally:
             os.close(descriptor)
         return _joined(which), _joined(rows)

@@ -31,15 +31,9 @@ def run_serve(options: argparse.Namespace) -> int:
     Raises
     ------
     FeedError
+    ValidationError
+        Settings are wrong.
     """
-    try:
-        return _serve(options)
-    except ValidationError as error:
-        explain(error, vars(options))
-        return 2
-
-
-def _serve(options: argparse.Namespace) -> int:
     embedding = None
     if options.registry_port is not None:
         print("h5feed-server: --registry-port needs --ray", file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.order import hashed
+from h5feed.runs import consecutive
 
 from ..row_bits import BitPacker, Bits
 from .as_sklearn import Codes
@@ -146,7 +147,7 @@ def _place_edges(
     order = np.lexsort((hashes, cells))
     rows, cells = rows[order], cells[order]
     begins = np.flatnonzero(np.diff(cells, prepend=-1))
-    within = np.arange(len(cells)) - np.repeat(begins, np.diff(begins, append=len(cells)))
+    within = consecutive(0, np.diff(begins, append=len(cells)))
     part = numbers[_take_at(bounds[cells // bins], (below[cells] + within)[:, None])[:, 0]]
     for number, own in enumerate(bits.values()):
         chosen = rows[part == number]

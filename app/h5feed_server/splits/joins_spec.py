@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import quote, unquote
 
+from h5feed.joins import join_parts
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 MAX_JOINS = 16
@@ -35,18 +36,16 @@ class Join(NamedTuple):
         ------
         ValueError
         """
-        whose, colon, by = text.partition(":")
-        name, at, revision = whose.partition("@")
-        key, equals, other_key = by.partition("=")
-        parts = [name, *([revision] if at else []), *([key] if colon else []), *([other_key] if equals else [])]
+        name, revision, keys = join_parts(text)
+        by = [] if keys is None else keys.split("=", 1)
+        parts = [name, *([] if revision is None else [revision]), *by]
         if not all(parts) or any(char in part for part in parts for char in ":@="):
             raise ValueError(
                 f"{text[:200]!r} is no join: expected OTHER, OTHER:key or OTHER:key=otherkey, perhaps with @revision "
                 "after OTHER. Percent-encode : @ = and % in names"
             )
-        if not colon:
-            return cls(unquote(name), unquote(revision) or None)
-        return cls(unquote(name), unquote(revision) or None, unquote(key), unquote(other_key or key))
+        key, other_key = (unquote(by[0]), unquote(by[-1])) if by else (None, None)
+        return cls(unquote(name), None if revision is None else unquote(revision), key, other_key)
 
     def __str__(self) -> str:
         text = quote(self.dataset, safe="")
@@ -77,8 +76,8 @@ class JoinsSpec(BaseModel):
         AfterValidator(_canonical),
         Field(
             description="Another dataset whose rows are parts of the same samples: `OTHER` by row number, `OTHER:key` "
-            "by equal values of the field `key` of both, or `OTHER:key=otherkey`. Its fields are named "
-            "`OTHER/field`. `OTHER@revision` answers 409 instead of other data. Repeat the parameter for several "
+            "by equal values (of classes: names) of the field `key` of both, or `OTHER:key=otherkey`. Its fields are "
+            "named `OTHER/field`. `OTHER@revision` answers 409 instead of other data. Repeat the parameter for several "
             "datasets.",
             json_schema_extra={"maxItems": MAX_JOINS},
         ),

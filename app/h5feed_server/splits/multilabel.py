@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.runs import consecutive
 
 Indices = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -97,7 +98,6 @@ def _spread(counts: Int64s, random: np.random.RandomState) -> npt.NDArray[np.uin
     """Part of each of ``counts.sum()`` rows: those of a part are evenly spaced, from a random start."""
     numbers = np.arange(len(counts), dtype=np.uint16).repeat(counts)
     starts = random.random_sample(len(counts))
-    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    places = (within + starts[numbers]) / counts[numbers]
+    places = (consecutive(0, counts) + starts[numbers]) / counts[numbers]
     spread: npt.NDArray[np.uint16] = numbers[np.argsort(places, kind="stable")]
     return spread

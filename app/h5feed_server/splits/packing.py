@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import hashed, permute_each
+from h5feed.runs import consecutive
 
 from .row_lengths import Lengths
 
@@ -141,8 +142,7 @@ class Packed:
                 pieces = -(-own.astype(np.int64) // size)
                 _check_count(int(pieces.sum()), most)
                 rows = np.repeat(rows, pieces)
-                firsts = np.repeat(np.cumsum(pieces) - pieces, pieces)
-                begins = (np.arange(len(rows)) - firsts).astype(np.int32) * np.int32(size)
+                begins = consecutive(0, pieces).astype(np.int32) * np.int32(size)
                 own = np.minimum(np.repeat(own, pieces) - begins, size)
         order = np.argsort(own, kind="stable")
         order = order[np.searchsorted(own[order], 1) :]
@@ -302,5 +302,4 @@ def _before(classes: Int64s, used: Int64s) -> Int64s:
 
 def _runs(firsts: Int64s, sizes: Int64s) -> tuple[Int64s, Int64s]:
     """The numbers ``first … first + size - 1`` of each run, back to back, and the place of the run of each."""
-    owner = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    return np.arange(len(owner), dtype=np.int64) - (np.cumsum(sizes) - sizes - firsts)[owner], owner
+    return consecutive(firsts, sizes), np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)

@@ -104,9 +104,11 @@ class SplitSpec(WindowsSpec):
         if self.group is not None and not self.splits_rows:
             raise ValueError("group needs test, val or folds: without them, no rows are divided")
         for name in ("stratify", "split_seed", "split_shuffle"):
-            has_effect = self.splits_rows or (name == "stratify" and self.is_balanced)
+            has_effect = self.splits_rows or (name == "stratify" and named and self.is_balanced)
             if getattr(self, name) != SplitSpec.model_fields[name].default and not has_effect:
                 raise ValueError(f"{name} needs test, val or folds: it has no effect on stored splits")
+        if not self.split_shuffle and self.split_seed != SplitSpec.model_fields["split_seed"].default:
+            raise ValueError("split_seed needs split_shuffle=true: it has no effect on rows taken by position")
         if self.group is not None and named and self.folds is None:
             raise ValueError("stratify and group together need folds: one fold of folds=5 is about test=0.2")
         return self

@@ -664,6 +664,11 @@ def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
                     )
                     + ": leave stratify out"
                 )
+            if not in_episodes and spec.split_seed != AS_STORED.split_seed:
+                raise BadParameter(
+                    f"split_seed={spec.split_seed}: samples are windows of rows, so rows are divided by position, with "
+                    "val and test at the end: leave split_seed out, or name an episode= field"
+                )
             together = {"group": episode} if in_episodes else {"split_shuffle": False, "stratify": "none"}
         spec = SplitSpec.model_validate(spec.model_dump() | NO_WINDOWS | together)
     return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec

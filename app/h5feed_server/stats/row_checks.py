@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.runs import equal_runs
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.stored.byte_cache import ByteCache
 
@@ -137,7 +138,7 @@ class Checker:
                     block = np.empty((len(rows), *field.sample_shape), field.dtype)
                     self._reader.read_from_source(field.column, rows, block)
                     if field.name in uniform:
-                        uniform[field.name].append(rows[_is_uniform(block, field)])
+                        uniform[field.name].append(rows[_is_uniform(block)])
                     flat = memoryview(block.reshape(-1).view(np.uint8))
                     parts = [flat[n * field.row_bytes : (n + 1) * field.row_bytes] for n in range(len(rows))]
                 for digest, part in zip(hashes, parts, strict=True):
@@ -164,9 +165,8 @@ class Checker:
 def _repeats(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
     """Each row whose digest an earlier one has, and the first that has it, (n, 2), by row."""
     order = np.argsort(digests, kind="stable")
-    values = digests[order]
-    begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, int)
-    first = np.repeat(order[begins], np.diff(np.append(begins, len(values))))
+    begins, ends = equal_runs(digests[order])
+    first = np.repeat(order[begins], ends - begins)
     pairs = np.stack([order, first], axis=1)[order != first]
     repeats: npt.NDArray[np.int32] = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
     return repeats
@@ -187,7 +187,7 @@ def _may_be_uniform(field: Field) -> bool:
     return field.channels is not None and math.prod(field.sample_shape) >= _LEAST_NUMBERS and not field.is_ragged
 
 
-def _is_uniform(block: npt.NDArray[Any], field: Field) -> npt.NDArray[np.bool_]:
+def _is_uniform(block: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether all pixels of a row are the same."""
     depth = block.shape[-1] if block.ndim == 4 and block.shape[-1] in (1, 3, 4) else 1
     pixels = block.reshape(len(block), -1, depth)

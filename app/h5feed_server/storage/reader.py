@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.csr import SparseRows
 from h5feed.errors import DatasetCorrupt, TooLarge
+from h5feed.runs import consecutive
 from h5feed.stored.array_reader import ArrayReader, check_below
 from h5feed.stored.byte_cache import ByteCache, CacheUsage
 from h5feed.stored.chunk_rows import ChunkRows
@@ -343,8 +344,7 @@ class Reader:
             ):
                 out[first:last] = kept[begin:end]
         else:
-            places = np.repeat(begins - offsets[:-1], np.diff(offsets))
-            places += np.arange(len(places))
+            places = consecutive(begins, np.diff(offsets))
             if is_narrowed:
                 out[...] = kept[places]
             else:

@@ -17,6 +17,7 @@ from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter
 from ..net.trace import laid
 from ..ragged import LENGTHS, MASK, POSITIONS, SEGMENT_IDS, Layout
+from ..runs import consecutive
 from ..wire import OFFSETS, ROWS
 from .leased import leased
 
@@ -88,8 +89,7 @@ def _cut(batch: Batch, name: str, layout: Layout) -> tuple[npt.NDArray[Any], Int
         )
     kept = np.minimum(lengths, most)
     firsts = offsets[:-1] if layout.truncate == "start" else offsets[1:] - kept
-    shifts = firsts - (np.cumsum(kept) - kept)
-    return items[np.arange(int(kept.sum())) + np.repeat(shifts, kept)], kept
+    return items[consecutive(firsts, kept)], kept
 
 
 def _packed(batch: Batch, layout: Layout, pool: BufferPool) -> Batch:

@@ -234,7 +234,7 @@ def opened(length: int) -> Generator[Bytes, None, tuple[list[TensorPlace], Mappi
 
 
 class _Part:
-    """The part of a batch that one response brings: see `h5feed.net.transport.Places`."""
+    """The part of a batch that one response brings: see `h5feed.net.exchange.Places`."""
 
     def __init__(self, arrays: _Arrays, begin: int, end: int) -> None:
         self._arrays, self._begin, self._end = arrays, begin, end

@@ -210,7 +210,7 @@ class _Gathered:
 
 
 class _Part:
-    """Receives the rows at some places of a block: see `h5feed.net.transport.Places`."""
+    """Receives the rows at some places of a block: see `h5feed.net.exchange.Places`."""
 
     def __init__(self, gathered: _Gathered, places: Int64s, revision: str, client: Client) -> None:
         self._gathered, self._places, self._revision = gathered, places, revision

@@ -17,9 +17,9 @@ from ..errors import BadAnswer, TooLarge
 from ..frames import MAX_BODY_BYTES, Frame
 from ..images import ImageSpec
 from ..net.client import Client
+from ..net.exchange import BodyCut
 from ..net.names import Names
 from ..net.trace import decoded_images, received, retried
-from ..net.transport import BodyCut
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body, read_runs
 from .cached import Take

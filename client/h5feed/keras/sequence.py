@@ -92,7 +92,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     follow : bool
         Start each pass with the rows that the dataset has then, for growing datasets: in ``fit``, each epoch, unless
         ``steps_per_epoch`` divides the pass. ``evaluate`` and ``predict`` have the rows of the training pass that is
-        under way, else those of now. The number of batches may differ from pass to pass.
+        under way, else those of now. The number of batches may differ from pass to pass. Datasets of `join` stay at the
+        revision that they had when the sequence was made; a line is logged when they change.
     shard : int or ``"auto"``
         The share of each step that this process takes. ``"auto"``: the rank from JAX (`keras.distribution`),
         `torch.distributed`, or ``RANK`` and ``WORLD_SIZE``. Every shard has the same number of batches.
@@ -151,11 +152,18 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         # One worker means no Keras threads: the caller's thread takes batches that our threads have fetched ahead.
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
+        if connections is not None and (workers or 0) > 1:
+            raise BadParameter(f"workers={workers} and connections={connections} are the same option: give one of them")
+        if readahead is not None and max_queue_size is not None:
+            raise BadParameter(
+                f"max_queue_size={max_queue_size}, in batches, and readahead={readahead}, in bytes, say the same: give "
+                "one of them"
+            )
         given: dict[str, Any] = dict(options)
         dataset = dataset.joined_by(given)
         self._follow, self._given = follow, given
         self._batching: dict[str, Any] = {"split": split, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
-        if connections is None and workers is not None and workers > 1:
+        if workers is not None and workers > 1:
             connections = workers
         self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
         self._batches_ahead = max_queue_size

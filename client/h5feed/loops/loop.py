@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,11 @@ from ..samples import Samples
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .wait_stats import LoopStats
+
+logger = logging.getLogger("h5feed")
+
+_TOLD: set[tuple[str, str, str]] = set()
+"""Joined datasets, their revisions in loops, and later ones, of which a line was logged."""
 
 
 def check_can_follow(samples: Samples, order: Mapping[str, Any], cache: Any = None) -> None:
@@ -135,7 +141,8 @@ class Loop(ABC):
         raise NotImplementedError
 
     def _catch_up(self) -> None:
-        """Take the next pass from the dataset as it is now."""
+        """Take the next pass from the dataset as it is now. Those that are joined to it stay as they were."""
+        self._tell_of_joined()
         now = self._grown()
         if now.revision != self._dataset.revision:
             self._take_from(now)
@@ -146,6 +153,21 @@ class Loop(ABC):
         now = self._dataset.at()
         # Of several servers, one may not know the last rows yet.
         return now if now.rows >= self._dataset.rows else self._dataset
+
+    def _tell_of_joined(self) -> None:
+        """Log once which joined datasets have changed since the loop was made."""
+        assert isinstance(self._dataset, RemoteDataset)
+        for name, revision, now in self._dataset.joined_that_changed():
+            if (name, revision, now) not in _TOLD:
+                _TOLD.add((name, revision, now))
+                logger.warning(
+                    "the dataset %r, which is joined to %r, has revision %s now: the passes go on with revision %s, "
+                    "which it had when the loop was made. Make a new loop to read what it has now",
+                    name,
+                    self._dataset.name,
+                    now,
+                    revision,
+                )
 
     def _return_to(self, state: Mapping[str, Any]) -> None:
         """Take the rest of a pass from the dataset as it was then."""

@@ -21,6 +21,7 @@ from ..buffers import BufferPool
 from ..cache import RowCache
 from ..crops import Crops
 from ..dataset import Dataset
+from ..described import check_joins_are_used
 from ..errors import BadParameter, RevisionChanged
 from ..fetching.laying_out import laid_out_fetch
 from ..fetching.mixed import SHARED_BYTES, SOURCE, SOURCE_BATCH_BYTES, MixtureFetcher, MixturePlan, SourcePlan
@@ -136,6 +137,7 @@ class Mixture(Trainable):
         if others is None and how is None:
             return self
         listed = [others] if isinstance(others, str) else list(others or ())
+        check_joins_are_used(listed, how, options)
         joined = [source.joined(listed, how) for source in self._sources]
         return type(self)(joined, self._shares, self._mixed, self._stop, self._epoch_rows)
 

@@ -22,6 +22,9 @@ from ..wire import CROP
 _FIELD_OPTIONS = ("encoded", "crop_fields", "stratify", "group", "weights", "episode", "offsets")
 """Options that name fields. Conditions of ``where`` name those of the sources."""
 
+_OF_LOOPS = ("fields", "batch_size", "epoch", "shard", "shards", "last")
+"""Options that only the mixture as a whole has."""
+
 _OF_ONE_DATASET = ("bucket", "bucket_by", "bucket_group", "pack", "pack_by", "overlong")
 """Options that put several rows of one dataset together, by their lengths."""
 
@@ -197,7 +200,7 @@ def options_in(source: str, dataset: Dataset, given: Mapping[str, Any]) -> dict[
                 f"options: the source {source!r} has {option}=: join the dataset before you mix it, with "
                 "dataset.join('OTHER')"
             )
-    for option in ("crop", "sparse", *OPTIONS):
+    for option in ("crop", "sparse", *_OF_LOOPS, *OPTIONS):
         if options.get(option) is not None:
             raise BadParameter(f"options: the source {source!r} has {option}=: give it to the loop, for all sources")
     check_not_put_together(options)

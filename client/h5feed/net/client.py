@@ -42,6 +42,7 @@ from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
+from .exchange import MAX_PLAIN_BYTES, Answer, BodyCut, Places
 from .giving import Giving
 from .hedging import Hedging, NoOther, Race
 from .http import httpx, timeout_of
@@ -56,7 +57,6 @@ from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
 from .token import ClientToken
 from .trace import WAITING, enter, received, retried, waits_to_tell
-from .transport import MAX_PLAIN_BYTES, Answer, BodyCut, Places
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
@@ -240,7 +240,7 @@ class Client:
 
         A body of more than `max_bytes` is refused. `cancelled` stops retries and, if it is a `Cancellation`, aborts the
         request. `within` are the seconds that it may take; default: the client's deadline. With `raise_cut`, a
-        truncated body is not retried but raised as `transport.BodyCut`, which holds the part that arrived.
+        truncated body is not retried but raised as `exchange.BodyCut`, which holds the part that arrived.
 
         Raises
         ------

@@ -35,8 +35,9 @@ from ..runtime_folder import make_private, runtime_folder
 from ..suggestions import did_you_mean
 from ..version import __version__
 from .cancellation import Cancellation
+from .exchange import Answer
 from .http import httpx
-from .transport import Answer, FeedTransport
+from .transport import FeedTransport
 
 START_SECONDS = 60.0
 """How long the server may take to start."""

@@ -7,10 +7,10 @@ from collections import Counter
 from ..errors import WeightsUnknown
 from ..weights import GivenWeights
 from .balancing import Servers
+from .exchange import Answer
 from .names import Params
 from .retries import error_of
 from .servers import Server
-from .transport import Answer
 
 _MOST_GIVEN = 2
 """How often a request gives weights to the same server. If it does not keep them, giving them again would not help."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from .cancellation import Attempt, Cancellation
 
 if TYPE_CHECKING:
+    from .exchange import Answer
     from .servers import Server
-    from .transport import Answer
 
 LEAST_SECONDS, LONGEST_SECONDS = 0.5, 1.0
 """Bounds of the silence after which a second server is asked. Read-ahead hides shorter ones, such as those after a lost

@@ -24,8 +24,9 @@ from ..environment import is_set
 from ..handshake import MAX_SOCKET_PATH, OFFER_HEADER, PROOF_PATH, proof_of
 from ..schema import checked, read_json
 from .cancellation import Cancellation
+from .exchange import Answer
 from .http import httpx
-from .transport import Answer, FeedTransport
+from .transport import FeedTransport
 
 OFFER_SECONDS = 1.0
 """Deadline of everything between seeing the header and using the socket."""

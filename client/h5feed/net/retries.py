@@ -15,9 +15,10 @@ from typing import Any
 from ..errors import BadAnswer, ConnectionFailed, FeedError, Transient, from_problem
 from ..schema import read_json
 from .certificates import distrust, refusal
+from .exchange import Answer, BodyCut
 from .http import httpx
 from .servers import Server, jitter
-from .transport import Answer, BodyCut, ProxyFailed
+from .tunnel import ProxyFailed
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 """OpenSSL's reasons for a response that is not TLS."""

@@ -22,23 +22,10 @@ from ..schema import read_json
 from .addresses import may_have_several
 from .cancellation import Cancellation
 from .embedded import Embedded, EmbeddedTransport
+from .exchange import BODY, MAX_PLAIN_BYTES, Answer, Places, Timeouts
 from .http import auth_of, httpx, timeout_of
 from .local import DIRECT, LoopbackTransport, describe, is_eligible
-from .transport import (
-    BODY,
-    CANCELLED,
-    DEADLINE,
-    MAX_BYTES,
-    MAX_PLAIN_BYTES,
-    POOL,
-    Answer,
-    FeedTransport,
-    Places,
-    Timeouts,
-    head_after_target,
-    port_of,
-    with_headers,
-)
+from .transport import CANCELLED, DEADLINE, MAX_BYTES, POOL, FeedTransport, head_after_target, port_of, with_headers
 
 jitter = random.Random()
 """Not the global generator: a retry must not change the random numbers of a seeded training run."""

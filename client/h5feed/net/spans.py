@@ -17,8 +17,8 @@ from ..version import __version__
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+    from .exchange import Answer
     from .servers import Server
-    from .transport import Answer
 
 EXIT_SECONDS = 2.0
 """How long the interpreter waits at exit until the last spans are sent."""

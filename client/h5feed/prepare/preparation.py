@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
-from ..options import ClassMode, FieldNames, Statistic
+from ..options import ClassMode, FieldNames, Statistic, field_names
 from ..ragged import Layout, layout_of, padded_fields
 from ..samples import Samples
 from ..suggestions import no_field
@@ -26,6 +26,10 @@ from .transform import adapted, generator_of
 
 POOL_BYTES = 256 << 20
 """Maximum size of the recycled buffers for scaled inputs, in bytes. Beyond it, new memory is allocated."""
+
+
+_OF_LABELS = ("int", "sparse", "categorical", "binary")
+"""Class modes that change what is stored."""
 
 
 class Preparation:
@@ -146,10 +150,10 @@ class Preparation:
         self._laid = () if layout is None else layout.fields
         of_layout = _OfLayout(layout)
         known = {*dataset.fields, *renamed, *of_layout.derived}
-        others = (*(() if no_targets else _names(y)), *_names(sample_weight))
+        others = (*(() if no_targets else field_names(y)), *field_names(sample_weight))
         self._x = _Fields(dataset, "input", x, others, of_layout, {*known, *masks})
         self._y = _Fields(
-            dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)), of_layout, known
+            dataset, "label", [] if no_targets else y, (*field_names(x), *field_names(sample_weight)), of_layout, known
         )
         self._weight, self.inputs, self.targets = sample_weight, self._x.names, self._y.names
         if not self._x.names:
@@ -183,12 +187,11 @@ class Preparation:
             if name not in self._derived and name not in self._laid
         }
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
-        expected = y is None and not no_targets and not self._y.names
+        self._check_class_mode(class_mode, y)
         self.no_targets = None
-        if expected and layout is not None and layout.pack is not None:
-            self.no_targets = _no_packed_targets(layout.fields)
-        elif expected:
-            self.no_targets = no_label(dataset, self._x.names)
+        if y is None and not no_targets and not self._y.names:
+            is_packed = layout is not None and layout.pack is not None
+            self.no_targets = _no_packed_targets(self._laid) if is_packed else no_label(dataset, self._x.names)
         crops = dataset.crops({**(cropping or {}), "fields": self.fields})
         shapes = {name: dataset.fields[renamed.get(name, name)].shape for name in stored}
         if crops is not None:
@@ -251,24 +254,47 @@ class Preparation:
         for name, labels in self._labels.items():
             labels.check_numbered_as(before._labels[name])
 
+    def _check_class_mode(self, class_mode: ClassMode | None, y: FieldNames | None) -> None:
+        """Raise `BadParameter` if the class mode, or the choice of targets, would have no effect."""
+        # With classes, y names the label that they are of.
+        if class_mode in (None, "input") and field_names(y) and self.classes is None:
+            what = "makes no targets" if class_mode is None else "makes the inputs the targets"
+            raise BadParameter(f"y={y!r} has no effect: class_mode={class_mode!r} {what}. Leave out one of the two")
+        if class_mode in _OF_LABELS and not self._labels:
+            raise BadParameter(
+                f"class_mode={class_mode!r} makes targets from labels, but there are none: name a field of one label "
+                "per row with y=, or leave out class_mode"
+            )
+
     def _check_scaled(self, options: Mapping[str, Any], known: Collection[str]) -> None:
-        """Raise `BadParameter` if an option of scaling names no field, or would have no effect on padded rows."""
+        """Raise `BadParameter` if an option of scaling names no field, or would have no effect on it."""
         for option, value in options.items():
             named = value if isinstance(value, Mapping) else ()
             for name in named:
                 if name not in known:
                     raise no_field(name, known, f"{option}=: there is no field")
+                if name not in self._x.names:
+                    raise BadParameter(f"{option}= scales inputs, but {name!r} is none: name it in x=, or leave it out")
             for name in self._x.names:
                 if name in self._laid and (name in named if isinstance(value, Mapping) else value is not None):
                     raise BadParameter(
                         f"{option}= cannot scale {name!r}, whose rows are padded or packed: use transform= for it, and "
                         f"name the fields to scale in a dict, such as {option}={{'image': …}}"
                     )
+            unscaled = [name for name in named if value[name] is not None and name not in self._scales]
+            if unscaled or (value is not None and not isinstance(value, Mapping) and not self._scales):
+                what = unscaled[0] if unscaled else self._x.names[0]
+                raise BadParameter(f"{option}= has no effect on {what!r}: only stored fields are scaled. Leave it out")
 
     def _check_sparse(self, dataset: Samples, renamed: Mapping[str, str]) -> None:
-        """Raise `BadParameter` if sparse rows would have to be dense."""
+        """Raise `BadParameter` if sparse rows would have to be dense, or if there are none."""
+        stored = {name: dataset.fields.get(renamed.get(name, name)) for name in self.fields}
+        if not any(field is not None and field.index_dtype is not None for field in stored.values()):
+            raise BadParameter(
+                f"sparse='csr' has no effect: none of {', '.join(map(repr, self.fields))} has sparse rows. Leave it out"
+            )
         for name in self.fields:
-            field = dataset.fields.get(renamed.get(name, name))
+            field = stored[name]
             if field is None or field.index_dtype is None:
                 continue
             if name not in self.inputs or name in self.targets or self._scales or self.transforms:
@@ -317,7 +343,7 @@ def label_of(dataset: Samples, preparing: Mapping[str, Any]) -> str:
     BadParameter
         There is none, or more than one.
     """
-    others = (*_names(preparing.get("x")), *_names(preparing.get("sample_weight")))
+    others = (*field_names(preparing.get("x")), *field_names(preparing.get("sample_weight")))
     names = _Fields(dataset, "label", preparing.get("y"), others, _OfLayout(None), dataset.fields).names
     if len(names) != 1:
         found = ", ".join(map(repr, names)) or "none"
@@ -371,7 +397,7 @@ class _Fields:
     ) -> None:
         if chosen is None:
             chosen = [name for name in of_layout.defaults(dataset, role) if name not in others]
-        self.names = _names(chosen)
+        self.names = field_names(chosen)
         self._keys = list(chosen) if isinstance(chosen, Mapping) else None
         self._as_tuple = isinstance(chosen, tuple)
         _check_known(dataset, self.names, valid)
@@ -395,7 +421,7 @@ def padded_names(dataset: Samples, preparing: Mapping[str, Any]) -> list[str]:
     """
     chosen = _chosen_lists(dataset, preparing.get("x"), preparing.get("y"), {"pad": True})
     if preparing.get("x") is None and chosen is not None:
-        others = {*_names(preparing.get("y")), *_names(preparing.get("sample_weight"))}
+        others = {*field_names(preparing.get("y")), *field_names(preparing.get("sample_weight"))}
         chosen += [name for name in padded_fields(dataset.fields, None) if name not in others]
     layout = layout_of(dataset.fields, chosen, {"pad": True})
     return [] if layout is None else list(layout.fields)
@@ -405,25 +431,17 @@ def _chosen_lists(
     dataset: Samples, x: FieldNames | None, y: FieldNames | None, ragged: Mapping[str, Any]
 ) -> list[str] | None:
     """The fields that ``pad=True`` and ``pack`` are about; None: not said. Text targets stand for classes."""
-    names = _names(x) + [
-        name for name in _names(y) if name in dataset.fields and dataset.fields[name].dtype != "string"
+    names = field_names(x) + [
+        name for name in field_names(y) if name in dataset.fields and dataset.fields[name].dtype != "string"
     ]
     if not names:
         return None
     pad = ragged.get("pad")
-    explicit = [] if pad in (None, True, False) else _names(pad)
+    explicit = [] if pad in (None, True, False) else field_names(pad)
     of = [base for name in names if name not in dataset.fields and (base := name.rpartition(".")[0]) in dataset.fields]
     of_pack = [] if ragged.get("pack_by") is None else [str(ragged["pack_by"])]
     known = [*(name for name in names if name in dataset.fields), *of, *of_pack, *explicit]
     return list(dict.fromkeys(known))
-
-
-def _names(chosen: FieldNames | None) -> list[str]:
-    if chosen is None:
-        return []
-    if isinstance(chosen, Mapping):
-        return list(chosen.values())
-    return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
 def _only_text(dataset: Samples, role: str) -> list[str]:

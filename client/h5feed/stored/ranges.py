@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..runs import consecutive
 from .layout import ArrayLayout
 from .scratch import SCRATCH_BYTES
 from .source import Int64s, Ranges
@@ -83,8 +84,7 @@ def parts_of_lists(begins: Int64s, ends: Int64s, height: int) -> ListParts:
     filled = np.flatnonzero(ends > begins)
     first = begins[filled] // height
     counts = (ends[filled] - 1) // height - first + 1
-    within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
-    owners, chunks = np.repeat(filled, counts), np.repeat(first, counts) + within
+    owners, chunks = np.repeat(filled, counts), consecutive(first, counts)
     return ListParts(
         owners,
         chunks,

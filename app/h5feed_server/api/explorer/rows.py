@@ -79,7 +79,7 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
 async def _rows_page(request: Request, services: Services, dataset: Dataset) -> Response:
     query = parsed(RowsPageQuery, request)
     limit = query.limit or (TILES_PER_PAGE if query.view == "grid" else ROWS_PER_PAGE)
-    charts = await _charts(services, dataset, query) if query.view == "table" else {}
+    charts = await _charts(services, dataset) if query.view == "table" else {}
 
     def work() -> Page:
         found = selected(services, dataset, query)
@@ -183,7 +183,7 @@ def split_names(dataset: Dataset, query: Selection) -> list[str]:
     return list(dict.fromkeys(["all", *dataset.native, *drawn, query.canonical_split]))
 
 
-async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) -> dict[str, dict[str, Any]]:
+async def _charts(services: Services, dataset: Dataset) -> dict[str, dict[str, Any]]:
     """Statistics of the columns of single values and text, by field, as far as they are known in a moment."""
     fields = [
         field

@@ -176,7 +176,7 @@ class Contents:
             self._check_storage(place.file, properties.get_external(number)[0])
         if not external:
             try:
-                is_spread = self._open.check(place.file, dataset.name or "", dataset, ())
+                is_spread = self._open.check(place.file, dataset, ())
             except ValueError as error:
                 raise Unreadable(str(error)) from None
             if is_spread and self._open.piped:

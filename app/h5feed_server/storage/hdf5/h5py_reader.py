@@ -138,7 +138,7 @@ class OpenSet:
         """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
             dataset = self.item(self.path, path)
-            if self.check(self.path, path, dataset, ()) and self.piped:
+            if self.check(self.path, dataset, ()) and self.piped:
                 self.spread.add(path)
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
@@ -203,12 +203,12 @@ class OpenSet:
         if now != known:
             raise changed(known, now)
 
-    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> bool:
+    def check(self, file: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> bool:
         """Reject arrays that would lead libhdf5 to files that the request does not name, or into a cycle.
 
         Parameters
         ----------
-        file, path : str
+        file : str
             Where the array is.
         dataset : h5py.Dataset
         above : tuple of (str, str)
@@ -243,7 +243,7 @@ class OpenSet:
                     raise Unreadable(
                         f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
-                is_spread |= self.check(source, part, self.item(source, part), (*above, here)) or name != "."
+                is_spread |= self.check(source, self.item(source, part), (*above, here)) or name != "."
         if dataset.chunks is not None:
             # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
