@@ -80,6 +80,19 @@ def test_callers_take_turns() -> None:
     threads.shutdown(wait=True)
 
 
+def test_whoever_waits_for_what_raises_stop_iteration_is_told() -> None:
+    """The futures of asyncio refuse that error."""
+    threads = FairThreads(1, "test")
+
+    async def ask() -> None:
+        with calling("a"):
+            await asyncio.wait_for(asyncio.wrap_future(threads.submit(next, iter(()))), 60)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(ask())
+    threads.shutdown(wait=True)
+
+
 def test_what_waits_is_cancelled_at_the_end() -> None:
     """What runs ends, what has not begun never does, and waiting for the threads ends too."""
     threads = FairThreads(2, "test")

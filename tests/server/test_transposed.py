@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from h5feed.errors import DatasetCorrupt, UnsupportedField
+from h5feed.errors import DatasetCorrupt, RevisionChanged, UnsupportedField
 from h5feed.stored.byte_cache import ByteCache
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout
@@ -30,6 +33,8 @@ from h5feed_server.storage.transposed.making import transpose
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.object_store import SOURCES, Answer, StoreProxy, honest, serve_folder, served_from
+from tests.support.served_rows import described
 from tests.support.server_process import ServerProcess
 from tests.support.sparse_groups import write_sparse
 from tests.support.waiting import wait_until
@@ -106,9 +111,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def server(data: Path, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
-    return serve_module(data, "--workers", "2")
+@pytest.fixture(scope="module", params=SOURCES)
+def server(
+    request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    with served_from(request.param, data, tmp_path_factory.mktemp("served"), "--workers", "2") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +213,13 @@ def test_what_is_wrong_is_refused(feed: h5feed.Feed) -> None:
     _assert_same(dataset.take([5], fields=["old"]).sparse("old"), X.tocsr()[[5]])
 
 
-def test_too_large_to_copy(data: Path, serve: Callable[..., ServerProcess]) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_too_large_to_copy(data: Path, tmp_path: Path, source: str) -> None:
     """A matrix whose copy is larger than all copies may be is listed with the reason; the others are served."""
-    small = serve(data, H5FEED_TRANSPOSED_BYTES="20000")
-    with h5feed.connect(small.url, deadline=60) as feed:
+    with (
+        served_from(source, data, tmp_path, H5FEED_TRANSPOSED_BYTES="20000") as small,
+        h5feed.connect(small.url, deadline=60) as feed,
+    ):
         assert "(H5FEED_TRANSPOSED_BYTES)" in str(feed["plain"].fields["X"].reason)
         with pytest.raises(UnsupportedField, match="of 49152 bytes, would be larger than the 20000 bytes"):
             feed["plain"].take([0], fields=["X"])
@@ -216,14 +227,34 @@ def test_too_large_to_copy(data: Path, serve: Callable[..., ServerProcess]) -> N
         _assert_same(feed["others"].take([1], fields=["loose"]).sparse("loose"), LOOSE.tocsr()[[1]])
 
 
+def test_a_file_that_is_inspected_again(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """As all are that were just written, while there is no copy yet: the next request is told the same as the first."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    server = serve(folder)
+    broken = X.copy()
+    broken.indices[broken.indptr[9]] = CELLS
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write_sparse(file, "X", broken, {**CSC, "shape": X.shape})
+    (tmp_path / "a.h5").replace(folder / "a.h5")
+    described(server, "a")
+    for _ in range(5):
+        answer = HTTP.get(f"{server.url}/v1/datasets/a/plan")
+        assert answer.json()["code"] == "dataset_corrupt", answer.text
+        time.sleep(1)
+
+
 def _copies(server: ServerProcess, suffix: str = "rows") -> list[Path]:
     return sorted((server.cache_dir / "by-rows").glob(f"*.{suffix}"))
 
 
-def test_copies_have_a_bound(data: Path, serve: Callable[..., ServerProcess]) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_copies_have_a_bound(data: Path, tmp_path: Path, source: str) -> None:
     """The ones that were used least recently are removed, and are made again when they are needed."""
-    small = serve(data, "--workers", "2", H5FEED_TRANSPOSED_BYTES="100000")
-    with h5feed.connect(small.url, deadline=120) as feed:
+    with (
+        served_from(source, data, tmp_path, "--workers", "2", H5FEED_TRANSPOSED_BYTES="100000") as small,
+        h5feed.connect(small.url, deadline=120) as feed,
+    ):
         for _ in range(2):
             for name, field, matrix in (("plain", "X", X), ("gzip", "X", X), ("others", "old", X)):
                 _assert_same(feed[name].take([3, 1], fields=[field]).sparse(field), matrix.tocsr()[[3, 1]])
@@ -321,3 +352,205 @@ def test_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     np.testing.assert_array_equal(found.indices, order.indices)
     np.testing.assert_array_equal(found.indptr, order.indptr)
     assert [each.suffix for each in sorted((tmp_path / "copies").glob(f"{copy.name}*"))] == [".rows", ".table"]
+
+
+LARGE = _matrix("f4", 5, (20_000, 400), 0.3)
+"""Of several blocks, each of which takes several ranges."""
+
+
+def _write_large(path: Path, factor: float = 1.0) -> None:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group.attrs.update({**CSC, "shape": LARGE.shape})
+        group.create_dataset("data", data=LARGE.data * np.float32(factor), chunks=(1 << 15,))
+        group.create_dataset("indices", data=LARGE.indices, chunks=(1 << 15,))
+        group["indptr"] = LARGE.indptr
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[tuple[Path, StoreProxy]]:
+    """An object with `LARGE`, and the store that it is in."""
+    path = tmp_path / "buckets" / "data" / "a.h5"
+    path.parent.mkdir(parents=True)
+    _write_large(path)
+    store = serve_folder(tmp_path / "buckets")
+    between = StoreProxy(store)
+    yield path, between
+    between.stop()
+    store.stop()
+
+
+SOME = np.random.default_rng(1).integers(0, LARGE.shape[0], 200)
+
+
+def _some_of(server: ServerProcess, factor: float = 1.0) -> None:
+    """Hold rows of `LARGE` against scipy's."""
+    with h5feed.connect(server.url, deadline=120) as feed:
+        wanted = LARGE.tocsr()[SOME] * np.float32(factor)
+        _assert_same(feed["a"].take(SOME, fields=["X"]).sparse("X"), wanted)
+
+
+def _job_of(server: ServerProcess) -> str:
+    """The URL of the job that makes the copy of `LARGE`, which this begins if it does not run."""
+    with contextlib.suppress(httpx.ReadTimeout):
+        HTTP.get(f"{server.url}/v1/datasets/a/plan", timeout=5)
+    files: list[Path] = []
+
+    def is_there() -> bool:
+        files[:] = server.cache_dir.glob("served-*/jobs/*.json")
+        return bool(files)
+
+    wait_until(is_there)
+    (file,) = files
+    return f"{server.url}/v1/jobs/{file.stem}"
+
+
+def test_a_copy_of_an_object_is_kept(away: tuple[Path, StoreProxy], serve: Callable[..., ServerProcess]) -> None:
+    """Also one that was made just after the object had been found. No other worker makes another one, and a restarted
+    server neither makes one nor asks the store."""
+    _, proxy = away
+    server = serve("s3://data", "--workers", "2", **proxy.environment, H5FEED_STORE_CACHE_BYTES="0")
+    for _ in range(3):
+        _some_of(server)
+    (copy,) = _copies(server)
+    made = copy.stat().st_ino
+    time.sleep(2.5)
+    for _ in range(2):
+        server.stop()
+        asked = proxy.nbytes
+        server.start()
+        for _ in range(3):
+            _some_of(server)
+        (copy,) = _copies(server)
+        assert copy.stat().st_ino == made
+        assert proxy.nbytes - asked < LARGE.data.nbytes / 10
+
+
+@pytest.mark.parametrize("fault", ["status", "cut"])
+def test_passing_faults_of_a_store(
+    away: tuple[Path, StoreProxy], serve: Callable[..., ServerProcess], fault: str
+) -> None:
+    """503, and connections that end early, while a copy is made: no value is missing."""
+    _, proxy = away
+    server = serve("s3://data", **proxy.environment)
+    described(server, "a")
+    numbers = itertools.count()
+    bad: list[int] = []
+
+    def fail(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        status, headers, body = ask()
+        if ranged is None or (number := next(numbers)) % 3:
+            return status, headers, body
+        bad.append(number)
+        return (503, {"content-length": "0"}, b"") if fault == "status" else (status, headers, body[: len(body) // 2])
+
+    proxy.behave = fail
+    _some_of(server)
+    assert len(bad) >= 2
+
+
+def test_a_store_that_goes_away(away: tuple[Path, StoreProxy], serve: Callable[..., ServerProcess]) -> None:
+    """In the middle of a copy: the job fails with the reason, nothing is left over, and the next request begins again.
+    The job tells how far it is."""
+    _, proxy = away
+    server = serve("s3://data", "--workers", "2", **proxy.environment, H5FEED_READ_TIMEOUT="6")
+    described(server, "a")
+    numbers = itertools.count()
+
+    def fail(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        return ask() if ranged is None or next(numbers) < 3 else (503, {"content-length": "0"}, b"")
+
+    proxy.behave = fail
+    url = _job_of(server)
+    states: list[dict[str, Any]] = []
+
+    def is_over() -> bool:
+        states.append(HTTP.get(url).json())
+        return states[-1]["status"] in ("done", "failed")
+
+    wait_until(is_over, seconds=60)
+    last = states[-1]
+    assert (last["status"], last["code"], last["unit"]) == ("failed", "source_unavailable", "bytes")
+    assert "status 503" in last["detail"] and last["done"] < last["total"]
+    assert not [path for path in (server.cache_dir / "by-rows").iterdir() if path.suffix != ".lock"]
+    # Each request begins again, and is told the same.
+    wait_until(lambda: HTTP.get(f"{server.url}/v1/datasets/a/plan").json()["code"] == "source_unavailable", seconds=60)
+    proxy.behave = honest
+    _some_of(server)
+    last = HTTP.get(url).json()
+    assert last["status"] == "done" and last["done"] == last["total"] > 0
+
+
+def test_a_store_that_hangs(away: tuple[Path, StoreProxy], serve: Callable[..., ServerProcess]) -> None:
+    """In the middle of a copy: the server stops in time all the same, and makes the copy when it is started again."""
+    _, proxy = away
+    server = serve("s3://data", "--workers", "2", **proxy.environment, H5FEED_READ_TIMEOUT="60")
+    described(server, "a")
+    over, hangs = threading.Event(), threading.Event()
+    numbers = itertools.count()
+
+    def hang(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is not None and next(numbers) >= 3:
+            hangs.set()
+            over.wait(120)
+        return ask()
+
+    proxy.behave = hang
+    try:
+        url = _job_of(server)
+        assert hangs.wait(60)
+        assert HTTP.get(url).json()["status"] == "running"
+        assert server.stop() == 0
+    finally:
+        over.set()
+    proxy.behave = honest
+    server.start()
+    _some_of(server)
+    assert (len(_copies(server)), _copies(server, "part")) == (1, [])
+
+
+@pytest.mark.parametrize("heeds_conditions", [False, True])
+@pytest.mark.parametrize("moment", ["counting", "dividing", "later"])
+def test_an_object_that_is_replaced(
+    away: tuple[Path, StoreProxy],
+    serve: Callable[..., ServerProcess],
+    tmp_path: Path,
+    moment: str,
+    heeds_conditions: bool,
+) -> None:
+    """While its copy is made, in either pass, or afterwards: whoever reads on is told or gets the old rows, and never a
+    mixture. Then the new version is served."""
+    path, proxy = away
+    proxy.conditional = heeds_conditions
+    # Nothing is kept on the disk: each pass asks the store.
+    server = serve("s3://data", **proxy.environment, H5FEED_STORE_CACHE_BYTES="0", H5FEED_CACHE_BYTES="0")
+    before = described(server, "a")["revision"]
+    new = tmp_path / "new.h5"
+    _write_large(new, 2)
+    assert new.stat().st_size == path.stat().st_size
+    begins: list[int] = []
+
+    def replace(path_: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is not None:
+            begins.append(int(ranged.removeprefix("bytes=").split("-")[0]))
+            # The first pass reads the indices, which are behind the values in the file.
+            is_counting = len(begins) == 2
+            is_dividing = LARGE.data.nbytes / 4 < begins[-1] < LARGE.data.nbytes / 2
+            if new.exists() and (is_counting if moment == "counting" else is_dividing and moment == "dividing"):
+                new.replace(path)
+        return ask()
+
+    with h5feed.connect(server.url, deadline=60) as feed:
+        dataset = feed["a"]
+        proxy.behave = replace
+        if moment == "later":
+            _some_of(server)
+            new.replace(path)
+            with contextlib.suppress(RevisionChanged):
+                _assert_same(dataset.take(SOME, fields=["X"]).sparse("X"), LARGE.tocsr()[SOME])
+        else:
+            with pytest.raises(RevisionChanged):
+                dataset.take(SOME, fields=["X"])
+        assert not new.exists()
+    wait_until(lambda: described(server, "a")["revision"] != before)
+    _some_of(server, 2)

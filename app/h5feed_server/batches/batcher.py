@@ -112,9 +112,10 @@ class Batcher:
         # Looked up for each request: this caller may not see them, and they may have changed.
         windows = partial(self.splitter.windows, dataset, spec) if spec.has_windows else None
         joined = Joined.of(self._catalog, self._partners, dataset, spec, windows, spec.offsets_within)
-        key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key)
-        plan = self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
         datasets = [dataset, *(other for _, other in joined.others)]
+        copies = [one.copies for one in datasets]
+        key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size, joined.key, *copies)
+        plan = self._plans.get(key, lambda: self._plan(joined, spec, batch_size), lambda _: _PLAN_BYTES)
         self.transposing.check(datasets, (field.field for field in plan.fields if field.is_ragged))
         return plan
 

@@ -48,7 +48,8 @@ class Transposing:
                 (dataset, one)
                 for dataset in datasets
                 for one in dataset.fields
-                if any(own is file for part in one.parts for own in _copies(part) for file in copies)
+                # By name: since a plan was made, they may have been inspected again.
+                if any(own.name == file.name for part in one.parts for own in _copies(part) for file in copies)
             )
             request = {**state_of(dataset), "field": whole.name}
             raise InProgress(self._jobs.start(_KIND, request, "", dataset.names.key))

@@ -16,7 +16,7 @@ from .cells import with_cells
 from .loom import cells, is_loom
 from .netcdf import with_coordinates
 from .nexus import with_signals
-from .nwb import with_lists
+from .nwb import with_objects
 from .pandas_frames import Read, as_frames
 from .sparse import ByRows, Paired, with_sparse
 
@@ -48,5 +48,5 @@ def as_meant(
     if is_loom(layout.attributes, fields):
         return cells(fields)
     if "nwb_version" in layout.attributes:
-        return with_lists(fields, read)
+        return with_objects(fields, read)
     return with_coordinates(with_signals(groups, fields))

@@ -21,6 +21,7 @@ from h5feed.stored.layout import ArrayLayout
 from h5feed.suggestions import no_field
 from h5feed.wire import DATA, INDICES, INDPTR, OFFSETS, ROWS, WEIGHT
 
+from ..storage.transposed.copy_file import TransposedFile
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .names import Names
@@ -239,6 +240,18 @@ class Dataset:
                 arrays[segment.file.path, path.rpartition(".")[0] if is_member else path] = array.stored_bytes
         return sum(arrays.values())
 
+    @cached_property
+    def copies(self) -> tuple[str, ...]:
+        """Names of the copies by rows that its fields are read from. They may change when files that had just been
+        written are inspected again, although these are the same."""
+        sources = (
+            segment.source
+            for field in self.fields
+            if field.column.indices is not None
+            for segment in field.column.segments
+        )
+        return tuple(source.name for source in sources if isinstance(source, TransposedFile))
+
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raise an error for rows that do not exist.
 
@@ -379,7 +392,7 @@ def describe_fields(
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
-        note = "; ".join(filter(None, (about.note if about else None, item.note))) or None
+        note = "; ".join(filter(None, (_noted(item.column), item.note))) or None
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):
@@ -399,6 +412,14 @@ def describe_fields(
             )
         )
     return tuple(described)
+
+
+def _noted(column: Column) -> str | None:
+    """What the program that wrote a column tells to note of it."""
+    notes = [segment.about.note if segment.about else None for segment in column.segments]
+    if notes[0] is None or len(set(notes)) == 1:
+        return notes[0]
+    return f"in its first piece, {notes[0]}"
 
 
 def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:

@@ -1,16 +1,23 @@
-"""NWB files (``.nwb``): columns of tables whose rows are lists, such as the spike times of units.
+"""NWB files (``.nwb``): each group with arrays is a time series or a table, with rows of its own.
 
-A column `NAME` with a `VectorIndex` `NAME_index` is stored as the items of all rows, and the number of the item after
-the last one of each row. See https://hdmf-common-schema.readthedocs.io/en/stable/format.html.
+Time series of the same clock share their rows: those with equal timestamps, or an equal rate and beginning. See
+https://nwb-schema.readthedocs.io/en/stable/format.html.
+
+A column `NAME` of a table with a `VectorIndex` `NAME_index` is stored as the items of all rows, such as the spike times
+of units, and the number of the item after the last one of each row. See
+https://hdmf-common-schema.readthedocs.io/en/stable/format.html.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from h5feed.stored.column import Segment
+from h5feed.stored.column import About, Segment
 
 from .array_probe import MAX_NAMES_BYTES, are_offsets, is_flat
 from .frame_columns import refused
@@ -18,8 +25,82 @@ from .pandas_frames import Read
 
 _INDEX = "_index"
 
+_DATA, _TIMESTAMPS, _STARTING_TIME = "/data", "/timestamps", "/starting_time"
+"""Members of a time series: the samples; the time of each, or that of the first one, with the rate as an attribute."""
 
-def with_lists(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
+
+def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
+    """The arrays of a file, with what their rows are of, and with columns and their indices replaced by lists."""
+    fields = _with_lists(segments, read)
+    clocks = _clocks(fields, read)
+    for path, segment in list(fields.items()):
+        group = path.rpartition("/")[0]
+        about = replace(segment.about or About(), rows_of=clocks.get(group, group))
+        if group in clocks:
+            samples = fields[group + _DATA]
+            regular = _regular(group, fields)
+            if path == group + _DATA and regular is not None:
+                start, rate, unit = regular
+                about = replace(about, note=f"row n is at {start} + n / {rate} {unit}, by starting_time and its rate")
+            elif _is_region(segment) and segment.rows == samples.rows:
+                # As many channels as samples, by chance.
+                about = replace(about, apart="it tells what the channels are, not the samples")
+        fields[path] = replace(segment, about=about)
+    return fields
+
+
+def _is_region(segment: Segment) -> bool:
+    """Whether an array refers to lines of a table, such as that of the electrodes."""
+    return segment.array.attributes.get("neurodata_type") == "DynamicTableRegion"
+
+
+def _clocks(fields: Mapping[str, Segment], read: Read) -> dict[str, str]:
+    """The time series, each with the first one that has the same number of samples at the same times."""
+    series = {
+        group: segment.rows
+        for path, segment in fields.items()
+        if path.endswith(_DATA)
+        and {(group := path.removesuffix(_DATA)) + _TIMESTAMPS, group + _STARTING_TIME} & fields.keys()
+    }
+    of_rows = Counter(series.values())
+    first: dict[Hashable, str] = {}
+    return {
+        group: first.setdefault((rows, _clock(group, fields, read)), group) if of_rows[rows] > 1 else group
+        for group, rows in series.items()
+    }
+
+
+def _clock(group: str, fields: Mapping[str, Segment], read: Read) -> Hashable:
+    """What is equal for series with the same times; the group itself if they are not known."""
+    if (regular := _regular(group, fields)) is not None:
+        return regular
+    times = fields.get(group + _TIMESTAMPS)
+    if times is None or not is_flat(times):
+        return group
+    if len(values := read(times)):
+        return hashlib.blake2b(values.astype("<f8").tobytes()).digest()
+    # Too long to compare. Series may have the same array, by links.
+    chunks = times.array.chunks
+    place = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
+    return group if place is None else (times.file.identity, place)
+
+
+def _regular(group: str, fields: Mapping[str, Segment]) -> tuple[float, float, str] | None:
+    """Time of the first sample of a series, samples per unit of time, and this unit; None if it does not tell them."""
+    start = fields.get(group + _STARTING_TIME)
+    if start is None or start.array.scalar is None or np.dtype(start.array.dtype).kind not in "iuf":
+        return None
+    if group + _TIMESTAMPS in fields:
+        # Of the two, a series should have one.
+        return None
+    first = float(np.frombuffer(start.array.scalar, start.array.dtype)[0])
+    rate = start.array.attributes.get("rate")
+    if not isinstance(rate, int | float) or not math.isfinite(rate) or rate <= 0 or not math.isfinite(first):
+        return None
+    return first, float(rate), str(start.array.attributes.get("unit", "seconds"))
+
+
+def _with_lists(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
     """The arrays of a file, with columns and their indices replaced by lists, or listed with the reason."""
     fields = dict(segments)
     for path, index in segments.items():

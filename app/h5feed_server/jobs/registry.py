@@ -435,8 +435,10 @@ class Jobs:
 
     def _run(self, mine: _Mine) -> None:
         def tell(done: int, total: int) -> None:
+            has_begun = mine.state.status == "running"
             mine.state = replace(mine.state, status="running", done=done, total=total)
-            if time.monotonic() - mine.written > _WRITE_SECONDS:
+            # That it has begun is written at once: to other workers, one that hangs soon would be queued for ever.
+            if not has_begun or time.monotonic() - mine.written > _WRITE_SECONDS:
                 self._write(mine)
 
         state = mine.state

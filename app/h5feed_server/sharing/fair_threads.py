@@ -193,6 +193,10 @@ def _do(future: Future[Any], work: Callable[[], Any]) -> None:
         return
     try:
         result = work()
+    except StopIteration as error:
+        # As generators do. The futures of asyncio refuse it, and whoever waits for them would get no answer.
+        future.set_exception(RuntimeError("it raised StopIteration").with_traceback(error.__traceback__))
+        del future
     except BaseException as error:
         future.set_exception(error)
         # The traceback refers to this frame, and the frame to the future: break the cycle.

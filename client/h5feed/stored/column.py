@@ -56,6 +56,8 @@ class About:
         A remark for the description of the field.
     apart : str or None
         Why it does not share its rows with arrays of the same length; None if it may.
+    rows_of : str or None
+        What its rows are of: arrays of others do not share them, even if they are as many. None: this is not known.
     """
 
     role: str | None = None
@@ -64,6 +66,7 @@ class About:
     class_names: tuple[str, ...] | None = None
     note: str | None = None
     apart: str | None = None
+    rows_of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> 
     name : str, optional
         Name of the table in the group; default: it has the path of the group.
     """
-    counts = sorted(members[0].shape, key=lambda item: item[0].order)
+    counts = sorted(((piece, count) for piece, count, _ in members[0].shape), key=lambda item: item[0].order)
     pieces, rows = [piece for piece, _ in counts], np.array([count for _, count in counts], np.int64)
     table = Table("/".join((*path, name) if name is not None else path), int(rows.sum()), [])
     begin = 0

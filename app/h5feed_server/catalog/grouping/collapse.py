@@ -10,7 +10,7 @@ from ..split_names import counted_split, without_split
 from ..vocabulary import is_running
 from .episodes import episodes_among
 from .names import are_counted
-from .pieces import Hints, Leaf, Series, kind_of
+from .pieces import Hints, Leaf, Series, kind_of, rows_of
 from .stacking import are_samples, as_row, members_of
 
 UNNAMED = "data"
@@ -84,7 +84,13 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
             collapsed += leaves
         elif leaves:
             plain[name] = leaves
-    episodes = set() if hints.episodes is False else set(episodes_among(plain, direct))
+    # Where the rows of each group are told, they are not those of others with the same members.
+    among = {
+        name: leaves
+        for name, leaves in plain.items()
+        if hints.episodes or all(rows_of(leaf.segment) is None for leaf in leaves)
+    }
+    episodes = set() if hints.episodes is False else set(episodes_among(among, direct))
     if hints.stack is None and hints.classes is not True:
         _stack(counted[name] for name in _samples_among(counted, counted, 0))
         samples = _samples_among(plain, episodes, beside)

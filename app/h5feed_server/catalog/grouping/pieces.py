@@ -113,6 +113,10 @@ class Leaf:
         return Piece(self.split, self.kind, self.shard, self.episode, self.file)
 
 
+Shape = frozenset[tuple[Piece, int, str | None]]
+"""Pieces, each with the number of its rows, and what they are of."""
+
+
 @dataclass
 class Series:
     """The pieces of a future field."""
@@ -126,9 +130,9 @@ class Series:
     """It may be either a class or a field."""
 
     @cached_property
-    def shape(self) -> frozenset[tuple[Piece, int]]:
-        """The pieces with their numbers of rows. The fields of a table have the same shape."""
-        return frozenset((piece, segment.rows) for piece, segment in self.pieces.items())
+    def shape(self) -> Shape:
+        """The pieces with their rows. The fields of a table have the same shape."""
+        return frozenset((piece, segment.rows, rows_of(segment)) for piece, segment in self.pieces.items())
 
     @property
     def rows(self) -> int:
@@ -151,6 +155,11 @@ class Series:
     def is_text(self) -> bool:
         """Whether it is a short list of text."""
         return self.first.array.text is not None
+
+
+def rows_of(segment: Segment) -> str | None:
+    """What the rows of an array are of, if the program that wrote it tells; see `About.rows_of`."""
+    return None if segment.about is None else segment.about.rows_of
 
 
 Kind = tuple[np.dtype[Any], Path | tuple[int, ...], bool, bool]

@@ -16,7 +16,7 @@ from .assembly import assemble
 from .classes import doubt_of, merge_classes
 from .collapse import Group, collapse, series_of
 from .names import are_numbered, is_field, is_label
-from .pieces import Hints, InspectedFile, Leaf, Path, Piece, Series, Table, TableField
+from .pieces import Hints, InspectedFile, Leaf, Path, Series, Shape, Table, TableField
 from .stacking import as_row
 
 _ABOUT = ("metadata", "meta")
@@ -242,7 +242,7 @@ def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
         if len(series.path) > depth + 1:
             below[series.path[depth]].append(series)
     path = members[0].path[:depth] if members else ()
-    clusters: dict[frozenset[tuple[Piece, int]], list[Series]] = defaultdict(list)
+    clusters: dict[Shape, list[Series]] = defaultdict(list)
     for series in direct:
         if not series.apart:
             clusters[series.shape].append(series)
@@ -274,9 +274,7 @@ def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
     return tables
 
 
-def _elsewhere(
-    path: Path, cluster: list[Series], main: Table | None, shape: frozenset[tuple[Piece, int]]
-) -> list[Table]:
+def _elsewhere(path: Path, cluster: list[Series], main: Table | None, shape: Shape) -> list[Table]:
     """Build a separate table of arrays that do not share the rows of the `main` one, which lists them with the reason.
 
     Short lists of text and metadata are only listed.

@@ -245,8 +245,12 @@ def _name(matrix: ByColumns) -> str:
     now = time.time()
     parts: list[Any] = [_VERSION, matrix.rows, matrix.columns, matrix.data.array.path, matrix.indices.array.path]
     for file in (matrix.data.file, *matrix.data.file.companions, matrix.indices.file, *matrix.indices.file.companions):
-        # The digest of others may not be known yet, and would give the copy another name later.
-        parts += [file.identity.key, file.digest.hex() if file.identity.is_young(now) else ""]
+        if file.remote_bytes is not None:
+            # The digest tells the version of an object; the identity is that of the file that stands for it.
+            parts.append(file.digest.hex())
+        else:
+            # The digest of others may not be known yet, and would give the copy another name later.
+            parts += [file.identity.key, file.digest.hex() if file.identity.is_young(now) else ""]
     return hashlib.blake2b(repr(parts).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 
