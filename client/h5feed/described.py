@@ -16,7 +16,7 @@ from .joins import join_parts
 from .offsets import Offsets, has_masks, offsets_by_name, renamed
 from .options import OrderOptions, field_names
 from .plan import Plan, StoredImages, names_of, tail_of
-from .ragged import OPTIONS, Layout, layout_of
+from .ragged import OPTIONS, Layout, check_bucket, layout_of
 from .samples import Samples
 from .stored.packing import PACKING, Packing
 from .tables import titled_table
@@ -302,6 +302,7 @@ class Described(Samples):
         """
         fields = None if options.get("fields") is None else names_of(options.get("fields"))
         layout = layout_of(self.fields, fields, options)
+        check_bucket(layout, {name: one for name, one in self.fields.items() if not self._origin_of(name)[0]}, options)
         asked: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
         if layout is not None:
             asked |= layout.params

@@ -70,18 +70,20 @@ class EpochOptions(SplitOptions, total=False):
     pad: bool | str | Sequence[str] | None
     """Fields of lists or text to pad, or True for all: see `h5feed.ragged`."""
     max_length: int | Mapping[str, int] | None
-    """Length of padded rows, or one for each field. Default: that of the longest row of the batch, rounded up."""
+    """Length of padded rows, or one for each field; with `pad_to`, their maximum length. Default: that of the longest
+    row of the batch, rounded up."""
     truncate: Literal["start", "end"] | None
     """The part of rows longer than `max_length` to keep; default: they are an error."""
     pad_to: int | Sequence[int] | None
-    """Without `max_length`: round the length up to a multiple of this (8), or to the next of these lengths."""
+    """Pad to the longest row of the batch, rounded up to a multiple of this (8), or to the next of these lengths, and
+    to `max_length` at most."""
     pad_value: float | Mapping[str, float] | None
     """What fills the rest of a padded or packed row; default 0."""
     bucket: int | None
     """Put rows of similar length into the same batch: rows are sorted by length within windows of this many rows of
     the order, and the batches are shuffled."""
     bucket_by: str | None
-    """With `bucket`: the field whose lengths count, which `max_length` does not fix; default: the only list field."""
+    """With `bucket`: the field whose lengths count; default: the only list field."""
     bucket_group: int | None
     """With `bucket`: number of consecutive batches of similar lengths; default: `shards`."""
     pack: int | None

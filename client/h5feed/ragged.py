@@ -37,12 +37,13 @@ class Layout:
         The fields that are padded, or packed.
     dtypes : mapping of str to dtype
         Of each of them.
-    widths : mapping of str to int
-        Padding: the fixed length of each field that has one.
+    most : mapping of str to int
+        Padding: the maximum length of each field that has one.
     truncate : ``"start"``, ``"end"`` or None
         Which part to keep of rows that are longer than that; None: they are an error.
-    pad_to : int or tuple of int
-        Padding without a fixed length: round up to a multiple, or to the next of these lengths.
+    pad_to : int, tuple of int or None
+        Padding: round the longest row up to a multiple, or to the next of these lengths. None: fields with a maximum
+        length have this length, others a multiple of `PAD_TO`.
     values : mapping of str to number
         What fills the rest of each field.
     pack : int or None
@@ -51,9 +52,9 @@ class Layout:
 
     fields: tuple[str, ...]
     dtypes: Mapping[str, np.dtype[Any]]
-    widths: Mapping[str, int] = field(default_factory=dict)
+    most: Mapping[str, int] = field(default_factory=dict)
     truncate: Literal["start", "end"] | None = None
-    pad_to: int | tuple[int, ...] = PAD_TO
+    pad_to: int | tuple[int, ...] | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     pack: int | None = None
 
@@ -67,16 +68,23 @@ class Layout:
     @property
     def is_fixed(self) -> bool:
         """Whether all batches of a pass have the same shape, apart from the number of rows."""
-        return self.pack is not None or self.widths.keys() >= set(self.fields)
+        return self.pack is not None or all(map(self.is_fixed_of, self.fields))
+
+    def is_fixed_of(self, name: str) -> bool:
+        """Whether the padded rows of a field have the same length in all batches."""
+        if name not in self.most:
+            return False
+        least = self.pad_to[0] if isinstance(self.pad_to, tuple) else self.pad_to
+        return least is None or least >= self.most[name]
 
     @property
     def params(self) -> dict[str, str | list[str]]:
         """Parameters for the server, which cuts rows before it sends them."""
-        names = [name for name in self.fields if name in self.widths]
+        names = [name for name in self.fields if name in self.most]
         if not names:
             return {}
-        numbers = {self.widths[name] for name in names}
-        most = str(numbers.pop()) if len(numbers) == 1 else ",".join(str(self.widths[name]) for name in names)
+        numbers = {self.most[name] for name in names}
+        most = str(numbers.pop()) if len(numbers) == 1 else ",".join(str(self.most[name]) for name in names)
         cut = {} if self.truncate is None else {"truncate": self.truncate}
         return {"pad": names, "max_length": most, **cut}
 
@@ -86,25 +94,28 @@ class Layout:
         Raises
         ------
         BadParameter
-            It is longer than all lengths of ``pad_to``.
+            It is longer than all lengths of ``pad_to``, and there is no maximum.
         """
-        if name in self.widths:
-            return self.widths[name]
-        if isinstance(self.pad_to, int):
-            return max(1, -(-longest // self.pad_to)) * self.pad_to
-        for bound in self.pad_to:
-            if longest <= bound:
-                return bound
-        raise BadParameter(
-            f"pad_to={list(self.pad_to)}: row {row} of {name!r} has {longest} items, more than the last of these "
-            "lengths: add a longer one, or use max_length= and truncate="
-        )
+        if self.is_fixed_of(name):
+            return self.most[name]
+        most = self.most.get(name)
+        if isinstance(self.pad_to, tuple):
+            width = next((bound for bound in self.pad_to if longest <= bound), most)
+            if width is None:
+                raise BadParameter(
+                    f"pad_to={list(self.pad_to)}: row {row} of {name!r} has {longest} items, more than the last of "
+                    "these lengths: add a longer one, or use max_length= and truncate="
+                )
+        else:
+            multiple = self.pad_to or PAD_TO
+            width = max(1, -(-longest // multiple)) * multiple
+        return width if most is None else min(width, most)
 
     def nbytes(self, rows: int) -> int:
         """Bytes of the arrays made of `rows` rows, without those whose length is not known."""
         if self.pack is not None:
             return rows * self.pack * (8 + sum(dtype.itemsize for dtype in self.dtypes.values()))
-        return sum(rows * (width * (self.dtypes[name].itemsize + 1) + 4) for name, width in self.widths.items())
+        return sum(rows * (width * (self.dtypes[name].itemsize + 1) + 4) for name, width in self.most.items())
 
 
 def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options: Mapping[str, Any]) -> Layout | None:
@@ -146,23 +157,52 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
     layout = Layout(
         tuple(names),
         dtypes,
-        _widths(given.get("max_length"), names),
+        _maxima(given.get("max_length"), names),
         given.get("truncate"),
-        _pad_to(given.get("pad_to", PAD_TO)),
+        None if "pad_to" not in given else _pad_to(given["pad_to"]),
         {name: _value_of(values, name, dtype) for name, dtype in dtypes.items()},
         pack,
     )
     if layout.truncate not in (None, "start", "end"):
         raise BadParameter(f"truncate={layout.truncate!r} must be 'start' or 'end', the part of longer rows to keep")
-    if layout.truncate is not None and not layout.widths:
+    if layout.truncate is not None and not layout.most:
         raise BadParameter("truncate= needs max_length=: it has no effect without it")
-    if "pad_to" in given and layout.is_fixed:
-        raise BadParameter("pad_to= and max_length= are two ways to choose a length: use one of them")
+    if layout.pad_to is not None and layout.is_fixed:
+        raise BadParameter(
+            f"pad_to={given['pad_to']} has no effect with max_length={given['max_length']}, which is not longer: leave "
+            "out one of them, or pad to shorter lengths"
+        )
     for name in layout.derived:
         if name in fields and (chosen is None or name in chosen):
             what = "packed rows" if pack is not None else "padded rows"
             raise BadParameter(f"the field {name!r} has the name of an array that comes with {what}: leave it out")
     return layout
+
+
+def check_bucket(layout: Layout | None, fields: Mapping[str, Field], options: Mapping[str, Any]) -> None:
+    """Check that ``bucket`` can reduce padding.
+
+    Parameters
+    ----------
+    fields : mapping of str to Field
+        Of the dataset, without those of joined ones.
+
+    Raises
+    ------
+    BadParameter
+        All rows of the field whose lengths count get the same length.
+    """
+    if layout is None or options.get("bucket") is None:
+        return
+    by = options.get("bucket_by")
+    lists = [one.name for one in fields.values() if one.readable and one.ragged and one.dtype != "string"]
+    counting = [by] if by is not None else lists or [one.name for one in fields.values() if one.readable and one.ragged]
+    if len(counting) == 1 and layout.is_fixed_of(counting[0]):
+        raise BadParameter(
+            f"bucket={options['bucket']} has no effect on {counting[0]!r}, whose rows "
+            f"max_length={layout.most[counting[0]]} makes equally long: also give the lengths to choose from, with "
+            "pad_to=, or name another list with bucket_by="
+        )
 
 
 def padded_fields(fields: Mapping[str, Field], chosen: Sequence[str] | None) -> list[str]:
@@ -223,7 +263,7 @@ def _dtype_of(one: Field) -> np.dtype[Any]:
     return dtype_named("BF16") if one.dtype == "bfloat16" else DTYPES.get(one.dtype, np.dtype(np.uint8))
 
 
-def _widths(given: Any, names: Sequence[str]) -> dict[str, int]:
+def _maxima(given: Any, names: Sequence[str]) -> dict[str, int]:
     if given is None:
         return {}
     widths = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)

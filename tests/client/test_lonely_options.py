@@ -111,7 +111,7 @@ TOKENS: dict[str, Any] = {"fields": ["tokens", "labels"], "pad": "tokens"}
 REFUSED_BATCHES: list[tuple[dict[str, Any], str]] = [
     ({**TOKENS, "max_length": 20, "bucket": 32, "bucket_by": "tokens"}, "bucket=32 has no effect on 'tokens'"),
     ({**TOKENS, "max_length": {"tokens": 20}, "bucket": 32, "bucket_by": "tokens"}, "bucket=32 has no effect"),
-    ({**TOKENS, "max_length": 20, "pad_to": 4}, "two ways to choose a length"),
+    ({**TOKENS, "max_length": 20, "pad_to": 32}, "pad_to=32 has no effect with max_length=20"),
     ({**TOKENS, "truncate": "start"}, "truncate= needs max_length="),
     ({**TOKENS, "max_length": {"marks": 3}}, "names 'marks', which is not padded"),
     ({**TOKENS, "pad_value": {"marks": 3}}, "names 'marks', which is not padded"),
@@ -227,12 +227,12 @@ def test_options_of_loops(ds: h5feed.Dataset, options: dict[str, Any], said: str
         ds.loader(**{**XY, **options})
 
 
-def test_buckets_of_a_length_that_is_fixed(server: ServerProcess) -> None:
-    """Of another list, it is not."""
-    cut = {"pad": "tokens", "max_length": "20", "bucket": "32"}
-    problem = ask(server, "plan", **cut, bucket_by="tokens")
-    assert problem["code"] == "bad_parameter" and "bucket=32 has no effect on 'tokens'" in problem["detail"]
-    assert ask(server, "plan", **cut, bucket_by="marks")["bucket_rows"] == 32
+def test_buckets_of_a_length_that_is_fixed(server: ServerProcess, ds: h5feed.Dataset) -> None:
+    """Of another list, or of bodies, which are not padded, it is not; nor with lengths to choose from."""
+    cut = {"pad": "tokens", "max_length": 20, "bucket": 32}
+    assert ask(server, "plan", **cut, bucket_by="tokens")["bucket_rows"] == 32
+    assert ds.plan(**cut, bucket_by="marks", fields=["tokens"]).bucket_rows == 32
+    assert ds.plan(**cut, bucket_by="tokens", pad_to=8, fields=["tokens"]).bucket_rows == 32
 
 
 def test_options_of_single_rows(server: ServerProcess, ds: h5feed.Dataset) -> None:

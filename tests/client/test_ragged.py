@@ -50,13 +50,25 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def assert_padded(
-    batch: Any, name: str, most: int | None = None, truncate: str = "start", value: float = 0, to: int = 8
+    batch: Any,
+    name: str,
+    most: int | None = None,
+    truncate: str = "start",
+    value: float = 0,
+    to: int | list[int] | None = None,
 ) -> None:
     """The arrays of a padded field are those of a loop over rows."""
     lists = [FIELDS[name][row] for row in batch.rows]
     if most is not None:
         lists = [one[:most] if truncate == "start" else one[max(0, len(one) - most) :] for one in lists]
-    width = most or max(1, -(-max(map(len, lists)) // to)) * to
+    longest = max(map(len, lists))
+    if most is not None and to is None:
+        width = most
+    elif isinstance(to, list):
+        width = min([bound for bound in [*to, most] if bound is not None and bound >= longest])
+    else:
+        multiple = to or 8
+        width = min(max(1, -(-longest // multiple)) * multiple, most or 1000)
     assert batch[name].shape == batch[name + ".mask"].shape == (len(lists), width)
     assert batch[name + ".lengths"].dtype == np.int32
     for place, one in enumerate(lists):
@@ -83,19 +95,31 @@ ORDERS = st.fixed_dictionaries(
     most=st.sampled_from([None, 1, 5, 70]),
     truncate=st.sampled_from(["start", "end"]),
     value=st.sampled_from([0, 7]),
+    to=st.sampled_from([None, 4, [2, 9, 1000]]),
 )
 def test_padded_batches_are_those_of_a_loop_over_rows(
-    texts: h5feed.Dataset, order: dict[str, Any], names: set[str], most: int | None, truncate: str, value: int
+    texts: h5feed.Dataset,
+    order: dict[str, Any],
+    names: set[str],
+    most: int | None,
+    truncate: str,
+    value: int,
+    to: int | list[int] | None,
 ) -> None:
     cut: dict[str, Any] = {} if most is None else {"max_length": most, "truncate": truncate}
+    least = to[0] if isinstance(to, list) else to
+    if most is not None and least is not None and least >= most:
+        # Refused, because it has no effect.
+        to = None
+    cut |= {} if to is None else {"pad_to": to}
     # A list whose length is fixed cannot be bucketed by.
-    alike = next((name for name in FIELDS if most is None or name not in names), None)
+    alike = next((name for name in FIELDS if most is None or to is not None or name not in names), None)
     order = {**order, "bucket": order["bucket"] if alike else None}
     by: dict[str, Any] = {"bucket_by": alike} if order["bucket"] else {}
     rows: list[int] = []
     for index, batch in enumerate(texts.batches(**order, **by, **cut, pad=sorted(names), pad_value=value)):
         for name in names:
-            assert_padded(batch, name, most, truncate, value)
+            assert_padded(batch, name, most, truncate, value, to)
         np.testing.assert_array_equal(batch["labels"], LENGTHS[batch.rows] % 3)
         if index == 1:
             alone = texts.batch(1, **order, **by, **cut, pad=sorted(names), pad_value=value)
@@ -294,7 +318,11 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
         ({"pad": "text", "pad_value": -100}, "pad_value=-100 is not a value of 'text', which has uint8 items"),
         ({"pad": "tokens", "pad_value": 0.5}, "pad_value=0.5 is not a value of 'tokens'"),
         ({"pad": "tokens", "pad_to": [8, 4]}, "lengths in ascending order"),
-        ({"pad": "tokens", "pad_to": 8, "max_length": 60}, "two ways to choose a length"),
+        ({"pad": "tokens", "pad_to": 60, "max_length": 60}, "pad_to=60 has no effect with max_length=60"),
+        (
+            {"pad": "tokens", "pad_to": [64, 90], "max_length": 60},
+            "has no effect with max_length=60, which is not longer",
+        ),
         ({"pad": "tokens", "max_length": 60, "truncate": "middle"}, "truncate='middle' must be 'start' or 'end'"),
         ({"pad": "tokens", "fields": ["labels"]}, "pad='tokens': this field is not among the requested ones"),
         ({"pad": True, "fields": ["labels"]}, "pad=True: there are no lists or text"),
@@ -302,7 +330,7 @@ def test_through_a_cache(texts: h5feed.Dataset, tmp_path: Path) -> None:
         ({"bucket": 64, "bucket_by": "labels"}, "all rows of 'labels' have the same shape"),
         (
             {"bucket": 64, "bucket_by": "tokens", "pad": "tokens", "max_length": 60},
-            "bucket=64 has no effect on 'tokens', whose rows max_length=60 makes equally long",
+            "bucket=64 has no effect on 'tokens', whose rows max_length=60 makes equally long: also give .* pad_to=",
         ),
         ({"pad": "tokens", "pad_value": {"token": 1}}, "pad_value= names 'token', which is not padded"),
         (

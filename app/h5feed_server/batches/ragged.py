@@ -97,11 +97,6 @@ class RaggedRows:
         """
         assert spec.bucket is not None
         by, window = self._source(joined, spec.bucket_by, "bucket_by"), window_of(spec.bucket, step)
-        if spec.max_length is not None and by.field.name in names_in(spec.pad or ""):
-            raise BadParameter(
-                f"bucket={spec.bucket} has no effect on {by.field.name!r}, whose rows max_length={spec.max_length} "
-                "makes equally long: leave out one of the two, or name another list with bucket_by"
-            )
         self._on_request(joined, by)
         return lambda: Bucketed(self._of(joined, by), window, step)
 

@@ -36,7 +36,7 @@ class RaggedSpec(BaseModel):
         le=MAX_BUCKET,
         description="Put rows of similar length into the same batch. The rows in each window of this many rows of the "
         "order are sorted by length and cut into batches, and the batches are shuffled. The number is rounded up to "
-        "whole batches. Not by the lengths of a field that `max_length` cuts.",
+        "whole batches.",
     )
     bucket_by: str | None = Field(
         None, description="With `bucket`: the list or text field whose lengths count. Default: the only one."

@@ -78,7 +78,7 @@ def _cut(batch: Batch, name: str, layout: Layout) -> tuple[npt.NDArray[Any], Int
     """Items and lengths of a field. The server cuts rows, but not those that come from a cache."""
     items, offsets = batch[name], batch[name + OFFSETS]
     lengths = np.diff(offsets)
-    most = layout.widths.get(name)
+    most = layout.most.get(name)
     if most is None or not (lengths > most).any():
         return items, lengths
     if layout.truncate is None:
