@@ -229,7 +229,7 @@ def test_options_of_loops(ds: h5feed.Dataset, options: dict[str, Any], said: str
 
 def test_buckets_of_a_length_that_is_fixed(server: ServerProcess, ds: h5feed.Dataset) -> None:
     """Of another list, or of bodies, which are not padded, it is not; nor with lengths to choose from."""
-    cut = {"pad": "tokens", "max_length": 20, "bucket": 32}
+    cut: dict[str, Any] = {"pad": "tokens", "max_length": 20, "bucket": 32}
     assert ask(server, "plan", **cut, bucket_by="tokens")["bucket_rows"] == 32
     assert ds.plan(**cut, bucket_by="marks", fields=["tokens"]).bucket_rows == 32
     assert ds.plan(**cut, bucket_by="tokens", pad_to=8, fields=["tokens"]).bucket_rows == 32
