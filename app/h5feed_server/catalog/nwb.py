@@ -30,7 +30,7 @@ _DATA, _TIMESTAMPS, _STARTING_TIME = "/data", "/timestamps", "/starting_time"
 
 
 def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
-    """The arrays of a file, with what their rows are of, and with columns and their indices replaced by lists."""
+    """The arrays of a file, with the objects that their rows describe; columns and their indices become lists."""
     fields = _with_lists(segments, read)
     clocks = _clocks(fields, read)
     for path, segment in list(fields.items()):
@@ -44,7 +44,7 @@ def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segme
                 about = replace(about, note=f"row n is at {start} + n / {rate} {unit}, by starting_time and its rate")
             elif _is_region(segment) and segment.rows == samples.rows:
                 # As many channels as samples, by chance.
-                about = replace(about, apart="it tells what the channels are, not the samples")
+                about = replace(about, apart="it describes the channels, not the samples")
         fields[path] = replace(segment, about=about)
     return fields
 
@@ -86,7 +86,7 @@ def _clock(group: str, fields: Mapping[str, Segment], read: Read) -> Hashable:
 
 
 def _regular(group: str, fields: Mapping[str, Segment]) -> tuple[float, float, str] | None:
-    """Time of the first sample of a series, samples per unit of time, and this unit; None if it does not tell them."""
+    """Time of the first sample of a series, samples per unit of time, and this unit; None if it lacks them."""
     start = fields.get(group + _STARTING_TIME)
     if start is None or start.array.scalar is None or np.dtype(start.array.dtype).kind not in "iuf":
         return None
