@@ -113,6 +113,8 @@ def test_names_that_are_numbers(feed: h5feed.Feed, server: ServerProcess) -> Non
         assert rows.tolist() == cells.split_rows("all", where=f"{field} = {condition}").tolist()
     with pytest.raises(KeysNotFound, match=r"keys are in no row of .* 0, 10, 2"):
         cells.take(keys=["1"], key=field)
+    with pytest.raises(KeysNotFound, match=r"in no row of .*: 9: its classes are numbered 0 … 2"):
+        cells.take(keys=[9], key=field)
     assert get(server, "cells", key=field, value="1", fields="X").status_code == 200
     assert get(server, "cells", key=field, value="2", duplicates="all", fields="X").status_code == 200
     problem = get(server, "cells", key=field, value="10", fields="X").json()
