@@ -28,6 +28,15 @@ _INDEX = "_index"
 _DATA, _TIMESTAMPS, _STARTING_TIME = "/data", "/timestamps", "/starting_time"
 """Members of a time series: the samples; the time of each, or that of the first one, with the rate as an attribute."""
 
+_NOT_OF_SAMPLES = {
+    "channel_conversion": "its rows are channels, not samples",
+    "control_description": "its rows are values of 'control', not samples",
+    "dimension": "its rows are axes of the images, not samples",
+    "field_of_view": "its rows are axes of the images, not samples",
+    "external_file": "its rows are files, not samples",
+}
+"""Other members of series, which may have as many rows as there are samples, by chance."""
+
 
 def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
     """The arrays of a file, with what their rows are of, and with columns and their indices replaced by lists."""
@@ -37,21 +46,22 @@ def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segme
         group = path.rpartition("/")[0]
         about = replace(segment.about or About(), rows_of=clocks.get(group, group))
         if group in clocks:
-            samples = fields[group + _DATA]
             regular = _regular(group, fields)
             if path == group + _DATA and regular is not None:
                 start, rate, unit = regular
                 about = replace(about, note=f"row n is at {start} + n / {rate} {unit}, by starting_time and its rate")
-            elif _is_region(segment) and segment.rows == samples.rows:
-                # As many channels as samples, by chance.
-                about = replace(about, apart="it tells what the channels are, not the samples")
+            elif segment.rows == fields[group + _DATA].rows and (apart := _why_apart(path, segment)) is not None:
+                about = replace(about, apart=apart)
         fields[path] = replace(segment, about=about)
     return fields
 
 
-def _is_region(segment: Segment) -> bool:
-    """Whether an array refers to lines of a table, such as that of the electrodes."""
-    return segment.array.attributes.get("neurodata_type") == "DynamicTableRegion"
+def _why_apart(path: str, segment: Segment) -> str | None:
+    """Why rows of a member of a series are not its samples; None if they may be."""
+    if segment.array.attributes.get("neurodata_type") == "DynamicTableRegion":
+        # Lines of a table, such as that of the electrodes.
+        return "it tells what the channels are, not the samples"
+    return _NOT_OF_SAMPLES.get(path.rpartition("/")[2])
 
 
 def _clocks(fields: Mapping[str, Segment], read: Read) -> dict[str, str]:
@@ -78,7 +88,9 @@ def _clock(group: str, fields: Mapping[str, Segment], read: Read) -> Hashable:
     if times is None or not is_flat(times):
         return group
     if len(values := read(times)):
-        return hashlib.blake2b(values.astype("<f8").tobytes()).digest()
+        # Of integers, floats would be equal where they are not.
+        exact = values if values.dtype.kind in "iu" else values.astype("<f8")
+        return exact.dtype.str, hashlib.blake2b(exact.tobytes()).digest()
     # Too long to compare. Series may have the same array, by links.
     chunks = times.array.chunks
     place = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
