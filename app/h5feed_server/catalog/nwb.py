@@ -15,8 +15,10 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.stored.column import About, Segment
 
 from .array_probe import MAX_NAMES_BYTES, are_offsets, is_flat
@@ -74,27 +76,40 @@ def _clocks(fields: Mapping[str, Segment], read: Read) -> dict[str, str]:
     }
     of_rows = Counter(series.values())
     first: dict[Hashable, str] = {}
+    known: dict[Hashable, Hashable] = {}
     return {
-        group: first.setdefault((rows, _clock(group, fields, read)), group) if of_rows[rows] > 1 else group
+        group: first.setdefault((rows, _clock(group, fields, read, known)), group) if of_rows[rows] > 1 else group
         for group, rows in series.items()
     }
 
 
-def _clock(group: str, fields: Mapping[str, Segment], read: Read) -> Hashable:
-    """What is equal for series with the same times; the group itself if they are not known."""
+def _clock(group: str, fields: Mapping[str, Segment], read: Read, known: dict[Hashable, Hashable]) -> Hashable:
+    """What is equal for series with the same times; the group itself if they are not known.
+
+    Parameters
+    ----------
+    known : dict
+        What was found for timestamps, by where they are stored. Series may have the same array, by links.
+    """
     if (regular := _regular(group, fields)) is not None:
         return regular
     times = fields.get(group + _TIMESTAMPS)
     if times is None or not is_flat(times):
         return group
-    if len(values := read(times)):
-        # Of integers, floats would be equal where they are not.
-        exact = values if values.dtype.kind in "iu" else values.astype("<f8")
-        return exact.dtype.str, hashlib.blake2b(exact.tobytes()).digest()
-    # Too long to compare. Series may have the same array, by links.
     chunks = times.array.chunks
-    place = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
-    return group if place is None else (times.file.identity, place)
+    offset = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
+    place = group if offset is None else (times.file.identity, offset)
+    if place not in known:
+        values = read(times)
+        # Too long to compare, unless it is the same array.
+        known[place] = _digest(values) if len(values) else place
+    return known[place]
+
+
+def _digest(values: npt.NDArray[Any]) -> Hashable:
+    # Of integers, floats would be equal where they are not.
+    exact = values if values.dtype.kind in "iu" else values.astype("<f8")
+    return exact.dtype.str, hashlib.blake2b(exact.tobytes()).digest()
 
 
 def _regular(group: str, fields: Mapping[str, Segment]) -> tuple[float, float, str] | None:
