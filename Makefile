@@ -1,8 +1,9 @@
 # Everything that people and CI call. Needs python3 (3.11 or newer) with pip; the rest is set up in .venv.
 PYTHON ?= python3
 DATA ?= data
-# Tests that run at the same time. Each worker has servers of its own.
-TESTS_AT_ONCE ?= 2
+# Tests that run at the same time: one more than a machine with two cores has, because they often wait. Each worker has
+# servers of its own.
+TESTS_AT_ONCE ?= 3
 PYTEST := -m pytest -n $(TESTS_AT_ONCE) --dist worksteal
 WHOLE := -m "" --hypothesis-profile=thorough
 UV_VERSION := 0.13.8

@@ -70,13 +70,13 @@ class EpochOptions(SplitOptions, total=False):
     pad: bool | str | Sequence[str] | None
     """Fields of lists or text to pad, or True for all: see `h5feed.ragged`."""
     max_length: int | Mapping[str, int] | None
-    """Length of padded rows, or one for each field; with `pad_to`, their maximum length. Default: that of the longest
-    row of the batch, rounded up."""
+    """Length of padded rows, or one for each field; with `pad_to`, their maximum length. Default: the length of the
+    longest row of the batch, rounded up."""
     truncate: Literal["start", "end"] | None
     """The part of rows longer than `max_length` to keep; default: they are an error."""
     pad_to: int | Sequence[int] | None
-    """Pad to the longest row of the batch, rounded up to a multiple of this (8), or to the next of these lengths, and
-    to `max_length` at most."""
+    """Rounds the length of the longest row of the batch up: to a multiple of this number (8), or to the next of these
+    lengths. The result is at most `max_length`."""
     pad_value: float | Mapping[str, float] | None
     """What fills the rest of a padded or packed row; default 0."""
     bucket: int | None
@@ -191,8 +191,8 @@ class LoaderOptions(RowOptions, PassOptions, total=False):
     """Options of `Dataset.loader` and `Dataset.tf_data`."""
 
     follow: bool
-    """Start each pass with the rows that the dataset has then. Datasets of `join` stay at the revision that they had
-    when the loop was made; a line is logged when they change."""
+    """Start each pass with the rows that the dataset has then. Joined datasets stay at the revision that they had when
+    the loop was made; a line is logged when they change."""
 
 
 class TorchOptions(LoaderOptions, total=False):

@@ -152,7 +152,9 @@ def layout_of(fields: Mapping[str, Field], chosen: Sequence[str] | None, options
     for name in values if isinstance(values, Mapping) else ():
         if name not in names:
             what = "padded" if pack is None else "packed"
-            raise BadParameter(f"pad_value= names {name!r}, which is not {what}: {', '.join(map(repr, names))} are")
+            raise BadParameter(
+                f"pad_value= names {name!r}, which is not {what}. The {what} fields are {', '.join(map(repr, names))}"
+            )
     dtypes = {name: _dtype_of(fields[name]) for name in names}
     layout = Layout(
         tuple(names),
@@ -269,7 +271,9 @@ def _maxima(given: Any, names: Sequence[str]) -> dict[str, int]:
     widths = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
     for name, width in widths.items():
         if name not in names:
-            raise BadParameter(f"max_length= names {name!r}, which is not padded: {', '.join(map(repr, names))} are")
+            raise BadParameter(
+                f"max_length= names {name!r}, which is not padded. The padded fields are {', '.join(map(repr, names))}"
+            )
         _check_count("max_length", width)
     return {name: int(width) for name, width in widths.items()}
 

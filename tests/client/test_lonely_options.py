@@ -123,8 +123,8 @@ REFUSED_BATCHES: list[tuple[dict[str, Any], str]] = [
 ]
 
 REFUSED_LOOPS: list[tuple[dict[str, Any], str]] = [
-    ({"rescale": {"labels": 2}}, "rescale= scales inputs, but 'labels' is none"),
-    ({"mean": {"act": 2}}, "mean= scales inputs, but 'act' is none"),
+    ({"rescale": {"labels": 2}}, "rescale= scales inputs, but 'labels' is not an input"),
+    ({"mean": {"act": 2}}, "mean= scales inputs, but 'act' is not an input"),
     ({"x": "tokens.mask", "pad": "tokens", "rescale": 2.0}, "rescale= has no effect on 'tokens.mask'"),
     ({"x": ["images", "tokens.mask"], "pad": "tokens", "std": {"tokens.mask": 2.0}}, "has no effect on 'tokens.mask'"),
     ({"y": [], "class_mode": "categorical"}, "makes targets from labels, but there are none"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from h5feed import errors
+from h5feed.options import OrderOptions, SequenceOptions, TorchOptions
 from h5feed_server.api.exposition import EXTRA
 from h5feed_server.api.openapi import describe
 from h5feed_server.api.problems import STATUS
@@ -39,6 +40,13 @@ def test_the_example_of_an_environment() -> None:
     passed = set(re.findall(r"^ +(H5FEED_\w+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
     inside = {"H5FEED_DATA_DIR", "H5FEED_CACHE_DIR", "H5FEED_HOST", "H5FEED_PORT"}
     assert {f"H5FEED_{name.upper()}" for name in Settings.model_fields} <= passed | inside
+
+
+def test_options() -> None:
+    """Each option of the loops is in the table, and no other."""
+    options = {name for of in (OrderOptions, SequenceOptions, TorchOptions) for name in of.__annotations__}
+    lines = re.findall(r"^\| (`[^|]+)\|", (DOCS / "reference/client.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(lines))) == options
 
 
 def test_errors() -> None:

@@ -113,7 +113,7 @@ class RowsQuery(BaseModel):
     key: str | None = Field(
         None,
         description="Instead of a range: the field that rows are found by, which has one integer or text per row. If "
-        "it has class names, values are names, or numbers.",
+        "it has class names, a value is the name of a class, or its number.",
     )
     value: tuple[str, ...] = Field(
         (), description="With `key`: value of the wanted row. Repeat the parameter for several rows, in this order."
@@ -159,8 +159,8 @@ class RowsRequest(BaseModel):
     keys: list[StrictInt | StrictStr] | None = Field(
         None,
         fail_fast=True,
-        description="Values of this field, each of which one row has. If it has class names: text is a name, and an "
-        "integer a number.",
+        description="Values of the field `key`, each in one row. If it has class names, text is the name of a class, "
+        "and an integer is its number.",
         examples=[None],
     )
     duplicates: Duplicates = Field("refuse", description=_DUPLICATES, examples=["refuse"])

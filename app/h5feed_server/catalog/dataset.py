@@ -415,7 +415,7 @@ def describe_fields(
 
 
 def _noted(column: Column) -> str | None:
-    """What the program that wrote a column tells to note of it."""
+    """The note that comes with a column, from the program that wrote it."""
     notes = [segment.about.note if segment.about else None for segment in column.segments]
     if notes[0] is None or len(set(notes)) == 1:
         return notes[0]

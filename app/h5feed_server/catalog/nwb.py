@@ -41,7 +41,7 @@ _NOT_OF_SAMPLES = {
 
 
 def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
-    """The arrays of a file, with what their rows are of, and with columns and their indices replaced by lists."""
+    """The arrays of a file, with the objects that their rows describe; columns and their indices become lists."""
     fields = _with_lists(segments, read)
     clocks = _clocks(fields, read)
     for path, segment in list(fields.items()):
@@ -62,7 +62,7 @@ def _why_apart(path: str, segment: Segment) -> str | None:
     """Why rows of a member of a series are not its samples; None if they may be."""
     if segment.array.attributes.get("neurodata_type") == "DynamicTableRegion":
         # Lines of a table, such as that of the electrodes.
-        return "it tells what the channels are, not the samples"
+        return "it describes the channels, not the samples"
     return _NOT_OF_SAMPLES.get(path.rpartition("/")[2])
 
 
@@ -113,7 +113,7 @@ def _digest(values: npt.NDArray[Any]) -> Hashable:
 
 
 def _regular(group: str, fields: Mapping[str, Segment]) -> tuple[float, float, str] | None:
-    """Time of the first sample of a series, samples per unit of time, and this unit; None if it does not tell them."""
+    """Time of the first sample of a series, samples per unit of time, and this unit; None if it lacks them."""
     start = fields.get(group + _STARTING_TIME)
     if start is None or start.array.scalar is None or np.dtype(start.array.dtype).kind not in "iuf":
         return None

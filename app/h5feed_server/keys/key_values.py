@@ -241,11 +241,11 @@ def _class(field: Field, numbers: Mapping[str, int], key: str | int, is_word: bo
 
 
 def as_other(field: Field, other: Field) -> Callable[[Values], tuple[Values, Int64s]]:
-    """How values of a field are found in another one, by which datasets are joined.
+    """How to translate values of a field to those of the field that it is joined by.
 
-    The numbers of classes differ from dataset to dataset, so classes are compared by their names, also with text. What
-    has no name, such as the -1 of pandas for missing values, is found nowhere. Integers without names are compared with
-    the numbers.
+    The numbers of classes differ from dataset to dataset, so classes are compared by name, also with text. Values
+    without a name, such as the -1 of pandas for missing values, are found nowhere. If only one of the fields has class
+    names and the other has integers, the stored numbers are compared.
 
     Returns
     -------

@@ -76,7 +76,7 @@ class JoinsSpec(BaseModel):
         AfterValidator(_canonical),
         Field(
             description="Another dataset whose rows are parts of the same samples: `OTHER` by row number, `OTHER:key` "
-            "by equal values (of classes: names) of the field `key` of both, or `OTHER:key=otherkey`. Its fields are "
+            "by equal values of the field `key` of both (classes: by name), or `OTHER:key=otherkey`. Its fields are "
             "named `OTHER/field`. `OTHER@revision` answers 409 instead of other data. Repeat the parameter for several "
             "datasets.",
             json_schema_extra={"maxItems": MAX_JOINS},

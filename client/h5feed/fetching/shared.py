@@ -83,7 +83,12 @@ class SharedBatches:
         entry.came.set()
 
     def get(self, key: Hashable, used: int, cancelled: threading.Event) -> Batch | None:
-        """A batch that the caller has not been let claim, of which it uses so many rows. Waits while it is fetched.
+        """A batch that the caller could not claim. Waits while another thread fetches it.
+
+        Parameters
+        ----------
+        used : int
+            Number of rows that the caller uses.
 
         Returns
         -------

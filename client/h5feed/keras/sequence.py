@@ -92,7 +92,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     follow : bool
         Start each pass with the rows that the dataset has then, for growing datasets: in ``fit``, each epoch, unless
         ``steps_per_epoch`` divides the pass. ``evaluate`` and ``predict`` have the rows of the training pass that is
-        under way, else those of now. The number of batches may differ from pass to pass. Datasets of `join` stay at the
+        under way, else those of now. The number of batches may differ from pass to pass. Joined datasets stay at the
         revision that they had when the sequence was made; a line is logged when they change.
     shard : int or ``"auto"``
         The share of each step that this process takes. ``"auto"``: the rank from JAX (`keras.distribution`),
@@ -153,11 +153,11 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
         if connections is not None and (workers or 0) > 1:
-            raise BadParameter(f"workers={workers} and connections={connections} are the same option: give one of them")
+            raise BadParameter(f"workers={workers} and connections={connections} set the same number: give one of them")
         if readahead is not None and max_queue_size is not None:
             raise BadParameter(
-                f"max_queue_size={max_queue_size}, in batches, and readahead={readahead}, in bytes, say the same: give "
-                "one of them"
+                f"max_queue_size={max_queue_size}, in batches, and readahead={readahead}, in bytes, limit the same "
+                "read-ahead: give one of them"
             )
         given: dict[str, Any] = dict(options)
         dataset = dataset.joined_by(given)

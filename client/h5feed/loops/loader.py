@@ -48,7 +48,7 @@ class Loader(Loop):
         See `Dataset.cache`.
     follow : bool
         Start each pass with the rows that the dataset has then, for growing datasets. The number of batches may differ
-        from pass to pass. A state that was saved with other rows is resumed with these. Datasets of `join` stay at the
+        from pass to pass. A state that was saved with other rows is resumed with these. Joined datasets stay at the
         revision that they had when the loader was made; a line is logged when they change.
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``where``, ``window``, ``shard``, ``shards``,

@@ -29,7 +29,7 @@ POOL_BYTES = 256 << 20
 
 
 _OF_LABELS = ("int", "sparse", "categorical", "binary")
-"""Class modes that change what is stored."""
+"""Class modes that convert stored labels."""
 
 
 class Preparation:
@@ -274,7 +274,9 @@ class Preparation:
                 if name not in known:
                     raise no_field(name, known, f"{option}=: there is no field")
                 if name not in self._x.names:
-                    raise BadParameter(f"{option}= scales inputs, but {name!r} is none: name it in x=, or leave it out")
+                    raise BadParameter(
+                        f"{option}= scales inputs, but {name!r} is not an input: name it in x=, or leave it out"
+                    )
             for name in self._x.names:
                 if name in self._laid and (name in named if isinstance(value, Mapping) else value is not None):
                     raise BadParameter(

@@ -57,7 +57,8 @@ class About:
     apart : str or None
         Why it does not share its rows with arrays of the same length; None if it may.
     rows_of : str or None
-        What its rows are of: arrays of others do not share them, even if they are as many. None: this is not known.
+        The object that its rows describe, such as a time series. Arrays of different objects do not share rows, even if
+        they have equally many. None: not known.
     """
 
     role: str | None = None

@@ -84,7 +84,10 @@ def problem_of(segments: Sequence[Segment]) -> str | None:
     if scattered := next(filter(_is_scattered, segments), None):
         axes = len(scattered.array.shape)
         which = "its last axis" if scattered.axis == axes - 1 else f"axis {scattered.axis} of {axes}"
-        return f"its rows are along {which}, so every row is scattered over the whole file"
+        return (
+            f"its rows are along {which}, so every row is scattered over the whole file: write it in chunks of few "
+            "rows, or with the rows along the first axis"
+        )
     return None
 
 

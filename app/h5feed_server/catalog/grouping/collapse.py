@@ -84,7 +84,7 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
             collapsed += leaves
         elif leaves:
             plain[name] = leaves
-    # Where the rows of each group are told, they are not those of others with the same members.
+    # If the file says what the rows of each group describe, groups with the same members are not episodes.
     among = {
         name: leaves
         for name, leaves in plain.items()

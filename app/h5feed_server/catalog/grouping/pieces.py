@@ -114,7 +114,7 @@ class Leaf:
 
 
 Shape = frozenset[tuple[Piece, int, str | None]]
-"""Pieces, each with the number of its rows, and what they are of."""
+"""Pieces, each with the number of its rows, and the object that they describe."""
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Series:
 
 
 def rows_of(segment: Segment) -> str | None:
-    """What the rows of an array are of, if the program that wrote it tells; see `About.rows_of`."""
+    """The object that the rows of an array describe, if the file says so; see `About.rows_of`."""
     return None if segment.about is None else segment.about.rows_of
 
 
