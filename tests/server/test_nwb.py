@@ -146,6 +146,28 @@ def test_rows_of_other_clocks_and_tables_are_not_paired(tmp_path: Path, serve: C
         assert square.fields["control"].readable
 
 
+def test_categories_of_an_aligned_table_share_its_rows(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """By its attribute: other tables below it have rows of their own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    recordings = "general/intracellular_ephys/intracellular_recordings"
+    with h5py.File(folder / "s.nwb", "w") as file:
+        file.attrs["nwb_version"] = "2.8.0"
+        for table in ("", "/stimuli", "/responses", "/others"):
+            file.require_group(recordings + table).attrs["neurodata_type"] = "DynamicTable"
+            _column(file, f"{recordings}{table}/id", np.arange(5), "ElementIdentifiers")
+            _column(file, f"{recordings}{table}/value", np.arange(5.0) * (len(table) + 1))
+        file[recordings].attrs["categories"] = ["stimuli", "responses"]
+        file[recordings].attrs["neurodata_type"] = "IntracellularRecordingsTable"
+    with h5feed.connect(serve(folder).url, deadline=60) as feed:
+        joined = feed[f"s.{recordings.replace('/', '.')}"]
+        of_categories = [f"{category}.{name}" for category in ("stimuli", "responses") for name in ("id", "value")]
+        assert sorted(joined.fields) == sorted(["id", "value", *of_categories])
+        batch = joined.take([3], fields=["value", "stimuli.value", "responses.value"])
+        assert [values.tolist() for values in batch.values()] == [[3.0], [27.0], [33.0]]
+        assert feed[f"{joined.name}.others"].rows == 5
+
+
 def test_times_of_regular_samples_are_told(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """By a note of the samples. Of joined series, those of the first one, and it says so."""
     folder = tmp_path / "data"

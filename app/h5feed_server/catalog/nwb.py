@@ -1,6 +1,7 @@
 """NWB files (``.nwb``): each group with arrays is a time series or a table, with rows of its own.
 
-Time series of the same clock share their rows: those with equal timestamps, or an equal rate and beginning. See
+Time series of the same clock share their rows: those with equal timestamps, or an equal rate and beginning. So do the
+categories of an `AlignedDynamicTable`. See
 https://nwb-schema.readthedocs.io/en/stable/format.html.
 
 A column `NAME` of a table with a `VectorIndex` `NAME_index` is stored as the items of all rows, such as the spike times
@@ -40,13 +41,16 @@ _NOT_OF_SAMPLES = {
 """Other members of series, which may have as many rows as there are samples, by chance."""
 
 
-def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
+def with_objects(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+) -> dict[str, Segment]:
     """The arrays of a file, with the objects that their rows describe; columns and their indices become lists."""
     fields = _with_lists(segments, read)
     clocks = _clocks(fields, read)
+    aligned = _aligned(groups)
     for path, segment in list(fields.items()):
         group = path.rpartition("/")[0]
-        about = replace(segment.about or About(), rows_of=clocks.get(group, group))
+        about = replace(segment.about or About(), rows_of=clocks.get(group) or aligned.get(group, group))
         if group in clocks:
             regular = _regular(group, fields)
             if path == group + _DATA and regular is not None:
@@ -56,6 +60,12 @@ def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segme
                 about = replace(about, apart=apart)
         fields[path] = replace(segment, about=about)
     return fields
+
+
+def _aligned(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Tables that are categories of columns of another table, an `AlignedDynamicTable`, each with that table."""
+    listed = {path: about.get("categories") for path, about in groups.items() if "neurodata_type" in about}
+    return {f"{path}/{name}": path for path, names in listed.items() if isinstance(names, list) for name in names}
 
 
 def _why_apart(path: str, segment: Segment) -> str | None:
