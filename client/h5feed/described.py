@@ -13,7 +13,7 @@ from .errors import BadParameter
 from .fetching.cached import MadeOf
 from .frames import Field, Frame
 from .joins import join_parts
-from .offsets import Offsets, has_masks, offsets_by_name, renamed
+from .offsets import Offsets, has_masks, offsets_by_name, offsets_of, renamed
 from .options import OrderOptions, field_names
 from .plan import Plan, StoredImages, names_of, tail_of
 from .ragged import OPTIONS, Layout, check_bucket, layout_of
@@ -329,8 +329,9 @@ def check_joins_are_used(joins: Iterable[str], how: str | None, options: Mapping
         return
     chosen += field_names(options.get("y"))
     chosen += [options[one] for one in ("sample_weight", "bucket_by", "pack_by") if options.get(one) is not None]
-    stored = renamed(options)
-    names = [stored.get(name, name) for name in chosen]
+    # Offsets decide which samples there are, also those of fields that a model does not get.
+    taken = {} if options.get("offsets") is None else offsets_of(options["offsets"])
+    names = list(dict.fromkeys([*chosen, *(own.field for own in taken.values())]))
     for text in joins:
         other = unquote(join_parts(text).dataset)
         if not any(name.startswith(f"{other}{OF_OTHER}") for name in names):

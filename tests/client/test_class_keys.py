@@ -59,10 +59,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         obs = file.create_group("obs")
         obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
-        obs.attrs["column-order"] = ["donor", "leiden"]
+        obs.attrs["column-order"] = ["donor", "leiden", "batch"]
         obs["_index"] = np.array([f"cell{number}" for number in range(4)], h5py.string_dtype())
         frame(file, "donor", [1, -1, 0, 1], ["ann", "bob"])
         frame(file, "leiden", [1, 0, 2, 2], DIGITS)
+        frame(file, "batch", [0, 1, 2, -1], ["b0", "b0", "b1"])
+    gaps = {"cat": 1, "dog": 2}
+    for name, numbers in {"gaps": gaps, "same_gaps": gaps, "other_gaps": {"dog": 1, "cat": 2}}.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["x"] = np.arange(2.0)
+            file.create_dataset("label", data=[2, 1], dtype=h5py.enum_dtype(numbers, "i1"))
+    with h5py.File(folder / "from_one.h5", "w") as file:
+        file["x"], file["label"] = np.zeros((5, 2)), np.arange(5) + 1
+        file["label"].attrs["class_names"] = THEIRS
+    with h5py.File(folder / "two_kinds.h5", "w") as file:
+        file["x"] = np.zeros((5, 2))
+        file["label"], file["species"] = np.array([0, 1, 0, 1, 0]), np.arange(5)
+        file["species"].attrs["class_names"] = THEIRS
     with h5py.File(folder / "donors.h5", "w") as file:
         file["age"] = np.array([31.0, 52.0])
         file["name"] = ["bob", "ann"]
@@ -148,3 +161,36 @@ def test_what_has_no_partner(feed: h5feed.Feed) -> None:
     assert batch.rows.tolist() == [0, 2, 3] and batch["donors/age"].tolist() == [31.0, 52.0, 31.0]
     with pytest.raises(BadParameter, match="both must be text, or both integers"):
         feed["kinds"].batch(0, join="donors:number=name", fields=["donors/age"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "join", "unnamed"),
+    [
+        # An enum that skips numbers.
+        ("gaps", "other_gaps:label", "'label' of 'gaps' and 'label' of 'other_gaps'"),
+        ("pets", "gaps:label", "'label' of 'gaps'"),
+        # Names of a field that is no label.
+        ("two_kinds", "pets:species=label", "'species' of 'two_kinds'"),
+        # Names that do not fit the numbers, which begin at 1.
+        ("from_one", "kinds:label", "'label' of 'from_one'"),
+        # Categories of which two have the same name.
+        ("pets", "cells:label=obs.batch", "'obs.batch' of 'cells'"),
+    ],
+)
+def test_classes_without_names_are_not_compared_by_number(
+    feed: h5feed.Feed, dataset: str, join: str, unnamed: str
+) -> None:
+    """Unless the same numbers stand for the same classes, or nothing is said of those of the other dataset."""
+    with pytest.raises(BadParameter, match=f"stand for different classes.*without the class names of {unnamed}: decl"):
+        feed[dataset].batch(0, join=join, fields=["x"], how="inner")
+    batch = feed["gaps"].batch(0, join="kinds:label=number", fields=["kinds/legs"])
+    assert batch["kinds/legs"].tolist() == [4, 2]
+    batch = feed["gaps"].batch(0, join="same_gaps:label", fields=["same_gaps/x"])
+    assert batch["same_gaps/x"].tolist() == [0, 1]
+
+
+def test_names_that_occur_twice_are_none(feed: h5feed.Feed) -> None:
+    """Of categories, too: keys and `where` would find one of them each."""
+    batch = next(field for field in feed["cells"].info["fields"] if field["name"] == "obs.batch")
+    assert batch["class_names"] is None and "'b0' occurs twice" in batch["note"]
+    assert feed["cells"].take(keys=[1], key="obs.batch").rows.tolist() == [1]

@@ -227,6 +227,12 @@ def test_options_of_loops(ds: h5feed.Dataset, options: dict[str, Any], said: str
         ds.loader(**{**XY, **options})
 
 
+def test_joins_of_which_only_offsets_count(ds: h5feed.Dataset) -> None:
+    """They decide which samples there are: the last row has no next one."""
+    loader = ds.loader(**XY, join="other:id", offsets={"other/x": [0, 1]}, batch_size=ROWS)
+    assert len(next(iter(loader))[0]) == ROWS - 1
+
+
 def test_buckets_of_a_length_that_is_fixed(server: ServerProcess, ds: h5feed.Dataset) -> None:
     """Of another list, or of bodies, which are not padded, it is not; nor with lengths to choose from."""
     cut: dict[str, Any] = {"pad": "tokens", "max_length": 20, "bucket": 32}

@@ -102,6 +102,8 @@ def _write_clocks(path: Path) -> None:
             ("soft", ONES, h5py.SoftLink("/processing/soft/position/timestamps")),
             ("equal", ONES * 2, ONES * 2),
             ("later", ONES * 3, ONES * 3 + 1),
+            # As floats, they would be equal.
+            ("ticks", ONES.astype(np.int64) + (1 << 60), ONES.astype(np.int64) + (1 << 60) + 1),
         ):
             _series(file, f"processing/{pair}/position", ONES[:, None] + [0, 1])
             _series(file, f"processing/{pair}/speed", ONES + 100)
@@ -115,6 +117,7 @@ def _write_clocks(path: Path) -> None:
         # Of as many channels as samples.
         _series(file, "stimulus/square", np.zeros((6, 6)), "ElectricalSeries", start=0.0, rate=29.97)
         _column(file, "stimulus/square/electrodes", np.arange(6), "DynamicTableRegion")
+        file["stimulus/square/channel_conversion"], file["stimulus/square/control"] = np.ones(6), np.zeros(6, "u1")
 
 
 def test_rows_of_other_clocks_and_tables_are_not_paired(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
@@ -127,7 +130,7 @@ def test_rows_of_other_clocks_and_tables_are_not_paired(tmp_path: Path, serve: C
         fields = {name: {*feed[name].fields} for name in lines_of(server)}
         together = {name for name, found in fields.items() if {"position.data", "speed.data"} <= found}
         assert together == {f"s.processing.{pair}" for pair in ("same", "soft", "equal")}
-        for pair in ("rates", "starts", "later", "untold"):
+        for pair in ("rates", "starts", "later", "ticks", "untold"):
             assert {f"s.processing.{pair}.position", f"s.processing.{pair}.speed"} <= fields.keys()
         assert {"id", "depth", "electrodes"} == fields["s.units"] and {"id", "start_time"} == fields[
             "s.intervals.trials"
@@ -139,6 +142,30 @@ def test_rows_of_other_clocks_and_tables_are_not_paired(tmp_path: Path, serve: C
         np.testing.assert_array_equal(both["speed.data"], [107, 103])
         square = feed["s.stimulus.square"]
         assert "not the samples" in str(square.fields["electrodes"].reason) and square.fields["data"].readable
+        assert "its rows are channels" in str(square.fields["channel_conversion"].reason)
+        assert square.fields["control"].readable
+
+
+def test_categories_of_an_aligned_table_share_its_rows(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """By its attribute: other tables below it have rows of their own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    recordings = "general/intracellular_ephys/intracellular_recordings"
+    with h5py.File(folder / "s.nwb", "w") as file:
+        file.attrs["nwb_version"] = "2.8.0"
+        for table in ("", "/stimuli", "/responses", "/others"):
+            file.require_group(recordings + table).attrs["neurodata_type"] = "DynamicTable"
+            _column(file, f"{recordings}{table}/id", np.arange(5), "ElementIdentifiers")
+            _column(file, f"{recordings}{table}/value", np.arange(5.0) * (len(table) + 1))
+        file[recordings].attrs["categories"] = ["stimuli", "responses"]
+        file[recordings].attrs["neurodata_type"] = "IntracellularRecordingsTable"
+    with h5feed.connect(serve(folder).url, deadline=60) as feed:
+        joined = feed[f"s.{recordings.replace('/', '.')}"]
+        of_categories = [f"{category}.{name}" for category in ("stimuli", "responses") for name in ("id", "value")]
+        assert sorted(joined.fields) == sorted(["id", "value", *of_categories])
+        batch = joined.take([3], fields=["value", "stimuli.value", "responses.value"])
+        assert [values.tolist() for values in batch.values()] == [[3.0], [27.0], [33.0]]
+        assert feed[f"{joined.name}.others"].rows == 5
 
 
 def test_times_of_regular_samples_are_told(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,8 @@ Read = Callable[[Column, int, int], npt.NDArray[Any] | None]
 def with_fitting_names(fields: Sequence[Field], read: Read) -> tuple[Field, ...]:
     """Remove class names that do not fit from fields, with a note that says why.
 
-    Names that are stored together with the numbers, such as the categories of pandas and AnnData, always fit.
+    Names that are stored together with the numbers, such as the categories of pandas and AnnData, fit if none of them
+    occurs twice, which pandas itself refuses.
 
     Parameters
     ----------
@@ -40,8 +42,10 @@ def with_fitting_names(fields: Sequence[Field], read: Read) -> tuple[Field, ...]
 
 def _with_fitting_names(field: Field, read: Read) -> Field:
     about = field.column.segments[0].about
+    if not field.class_names or field.unreadable:
+        return field
     stored_with_them = about is not None and about.class_names == field.class_names
-    if not field.class_names or field.unreadable or stored_with_them:
+    if stored_with_them and len(set(field.class_names)) == len(field.class_names):
         return field
     if field.is_text:
         # The values of text labels are the names.
@@ -56,7 +60,7 @@ def _with_fitting_names(field: Field, read: Read) -> Field:
 
 def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None, str | None]:
     """Why the names do not fit, or None; and other remarks on them, or None."""
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         return f"{twice!r} occurs twice", None
     shape, count = field.sample_shape, len(names)

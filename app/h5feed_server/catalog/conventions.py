@@ -48,5 +48,5 @@ def as_meant(
     if is_loom(layout.attributes, fields):
         return cells(fields)
     if "nwb_version" in layout.attributes:
-        return with_objects(fields, read)
+        return with_objects(groups, fields, read)
     return with_coordinates(with_signals(groups, fields))

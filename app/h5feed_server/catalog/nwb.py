@@ -1,6 +1,7 @@
 """NWB files (``.nwb``): each group with arrays is a time series or a table, with rows of its own.
 
-Time series of the same clock share their rows: those with equal timestamps, or an equal rate and beginning. See
+Time series of the same clock share their rows: those with equal timestamps, or an equal rate and beginning. So do the
+categories of an `AlignedDynamicTable`. See
 https://nwb-schema.readthedocs.io/en/stable/format.html.
 
 A column `NAME` of a table with a `VectorIndex` `NAME_index` is stored as the items of all rows, such as the spike times
@@ -15,8 +16,10 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.stored.column import About, Segment
 
 from .array_probe import MAX_NAMES_BYTES, are_offsets, is_flat
@@ -28,30 +31,49 @@ _INDEX = "_index"
 _DATA, _TIMESTAMPS, _STARTING_TIME = "/data", "/timestamps", "/starting_time"
 """Members of a time series: the samples; the time of each, or that of the first one, with the rate as an attribute."""
 
+_NOT_OF_SAMPLES = {
+    "channel_conversion": "its rows are channels, not samples",
+    "control_description": "its rows are values of 'control', not samples",
+    "dimension": "its rows are axes of the images, not samples",
+    "field_of_view": "its rows are axes of the images, not samples",
+    "external_file": "its rows are files, not samples",
+}
+"""Other members of series, which may have as many rows as there are samples, by chance."""
 
-def with_objects(segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
+
+def with_objects(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+) -> dict[str, Segment]:
     """The arrays of a file, with the objects that their rows describe; columns and their indices become lists."""
     fields = _with_lists(segments, read)
     clocks = _clocks(fields, read)
+    aligned = _aligned(groups)
     for path, segment in list(fields.items()):
         group = path.rpartition("/")[0]
-        about = replace(segment.about or About(), rows_of=clocks.get(group, group))
+        about = replace(segment.about or About(), rows_of=clocks.get(group) or aligned.get(group, group))
         if group in clocks:
-            samples = fields[group + _DATA]
             regular = _regular(group, fields)
             if path == group + _DATA and regular is not None:
                 start, rate, unit = regular
                 about = replace(about, note=f"row n is at {start} + n / {rate} {unit}, by starting_time and its rate")
-            elif _is_region(segment) and segment.rows == samples.rows:
-                # As many channels as samples, by chance.
-                about = replace(about, apart="it describes the channels, not the samples")
+            elif segment.rows == fields[group + _DATA].rows and (apart := _why_apart(path, segment)) is not None:
+                about = replace(about, apart=apart)
         fields[path] = replace(segment, about=about)
     return fields
 
 
-def _is_region(segment: Segment) -> bool:
-    """Whether an array refers to lines of a table, such as that of the electrodes."""
-    return segment.array.attributes.get("neurodata_type") == "DynamicTableRegion"
+def _aligned(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Tables that are categories of columns of another table, an `AlignedDynamicTable`, each with that table."""
+    listed = {path: about.get("categories") for path, about in groups.items() if "neurodata_type" in about}
+    return {f"{path}/{name}": path for path, names in listed.items() if isinstance(names, list) for name in names}
+
+
+def _why_apart(path: str, segment: Segment) -> str | None:
+    """Why rows of a member of a series are not its samples; None if they may be."""
+    if segment.array.attributes.get("neurodata_type") == "DynamicTableRegion":
+        # Lines of a table, such as that of the electrodes.
+        return "it describes the channels, not the samples"
+    return _NOT_OF_SAMPLES.get(path.rpartition("/")[2])
 
 
 def _clocks(fields: Mapping[str, Segment], read: Read) -> dict[str, str]:
@@ -64,25 +86,40 @@ def _clocks(fields: Mapping[str, Segment], read: Read) -> dict[str, str]:
     }
     of_rows = Counter(series.values())
     first: dict[Hashable, str] = {}
+    known: dict[Hashable, Hashable] = {}
     return {
-        group: first.setdefault((rows, _clock(group, fields, read)), group) if of_rows[rows] > 1 else group
+        group: first.setdefault((rows, _clock(group, fields, read, known)), group) if of_rows[rows] > 1 else group
         for group, rows in series.items()
     }
 
 
-def _clock(group: str, fields: Mapping[str, Segment], read: Read) -> Hashable:
-    """What is equal for series with the same times; the group itself if they are not known."""
+def _clock(group: str, fields: Mapping[str, Segment], read: Read, known: dict[Hashable, Hashable]) -> Hashable:
+    """What is equal for series with the same times; the group itself if they are not known.
+
+    Parameters
+    ----------
+    known : dict
+        What was found for timestamps, by where they are stored. Series may have the same array, by links.
+    """
     if (regular := _regular(group, fields)) is not None:
         return regular
     times = fields.get(group + _TIMESTAMPS)
     if times is None or not is_flat(times):
         return group
-    if len(values := read(times)):
-        return hashlib.blake2b(values.astype("<f8").tobytes()).digest()
-    # Too long to compare. Series may have the same array, by links.
     chunks = times.array.chunks
-    place = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
-    return group if place is None else (times.file.identity, place)
+    offset = times.array.offset if chunks is None else next(iter(chunks.offsets.tolist()), None)
+    place = group if offset is None else (times.file.identity, offset)
+    if place not in known:
+        values = read(times)
+        # Too long to compare, unless it is the same array.
+        known[place] = _digest(values) if len(values) else place
+    return known[place]
+
+
+def _digest(values: npt.NDArray[Any]) -> Hashable:
+    # Of integers, floats would be equal where they are not.
+    exact = values if values.dtype.kind in "iu" else values.astype("<f8")
+    return exact.dtype.str, hashlib.blake2b(exact.tobytes()).digest()
 
 
 def _regular(group: str, fields: Mapping[str, Segment]) -> tuple[float, float, str] | None:

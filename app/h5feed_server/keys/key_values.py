@@ -16,6 +16,7 @@ from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 from h5feed.runs import consecutive
 
 from ..catalog.dataset import Dataset, Field
+from ..catalog.roles import class_names
 from ..storage.reader import Reader
 
 Int64s = npt.NDArray[np.int64]
@@ -280,6 +281,24 @@ def as_other(field: Field, other: Field) -> Callable[[Values], tuple[Values, Int
 
         return of_texts
     return lambda values: (values, np.arange(len(values)))
+
+
+def classes_told(field: Field) -> frozenset[tuple[int, str]] | tuple[str, ...] | None:
+    """What the numbers of a field are said to stand for where they are stored; None if nothing is said.
+
+    Returns
+    -------
+    frozenset of (int, str), tuple of str, or None
+        Each number with its name, by class names or an enum. Or only the names, if these are not its class names: it is
+        no label, one of them occurs twice, or they do not fit its numbers.
+    """
+    if field.class_names is not None:
+        return frozenset(enumerate(field.class_names))
+    if field.array.enum_names:
+        return frozenset((number, name) for name, number in field.array.enum_names.items())
+    about = field.column.segments[0].about
+    names = about.class_names if about is not None and about.class_names else class_names(field.array, {})
+    return tuple(names) if names else None
 
 
 def values_at(reader: Reader, field: Field, rows: Int64s) -> Values:

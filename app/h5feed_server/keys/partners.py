@@ -19,7 +19,7 @@ from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..row_bits import LISTED_ROWS
 from ..splits.large import wait_for_content
 from .key_index import KeyIndexes, is_quick
-from .key_values import HASH_VERSION, as_other, key_field, values_of_rows
+from .key_values import HASH_VERSION, as_other, classes_told, key_field, values_of_rows
 from .sorted_file import TooManyRows
 
 Rows = npt.NDArray[Any]
@@ -169,6 +169,18 @@ def _fields(dataset: Dataset, key: str, other: Dataset, other_key: str) -> tuple
             f"join={other.name}: {key!r} of {dataset.name!r} holds {field.type_name}, but {other_key!r} of "
             f"{other.name!r} {other_field.type_name}: both must be text, or both integers; or one text, and the other "
             "integers with class names"
+        )
+    unnamed = [
+        f"{one.name!r} of {whose.name!r}"
+        for one, whose in ((field, dataset), (other_field, other))
+        if one.class_names is None and not one.is_text
+    ]
+    told = classes_told(field), classes_told(other_field)
+    if unnamed and None not in told and told[0] != told[1]:
+        raise BadParameter(
+            f"join={other.name}: the numbers of {key!r} of {dataset.name!r} and of {other_key!r} of {other.name!r} "
+            "stand for different classes, which cannot be compared without the class names of "
+            f"{' and '.join(unnamed)}: declare it as a label, with class_names, in h5feed.toml, or join by another key"
         )
     return field, other_field
 

@@ -20,7 +20,7 @@ from .. import wire
 from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
-LAYOUT_VERSION = 15
+LAYOUT_VERSION = 16
 """Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20

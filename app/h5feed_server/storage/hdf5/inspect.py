@@ -55,7 +55,7 @@ MAX_DEPTH = 32
 MAX_TEXT_TOTAL = 16 << 20
 """Bound on the bytes of names, attributes and reasons in one layout, which every worker holds in memory."""
 
-_TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse", "NX_class")
+_TELLING = ("pandas_type", "encoding-type", "h5sparse_format", "MATLAB_sparse", "NX_class", "categories")
 """Attributes of groups that say how to interpret the arrays below them."""
 
 _USED_LATE = (
