@@ -74,8 +74,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         file["label"].attrs["class_names"] = THEIRS
     with h5py.File(folder / "two_kinds.h5", "w") as file:
         file["x"] = np.zeros((5, 2))
-        file["label"], file["species"] = np.array([0, 1, 0, 1, 0]), np.arange(5)
-        file["species"].attrs["class_names"] = THEIRS
+        file["label"], file["species"], file["listed"] = np.array([0, 1, 0, 1, 0]), np.arange(5), np.arange(5)
+        file["species"].attrs["class_names"] = file["listed"].attrs["names"] = THEIRS
     with h5py.File(folder / "donors.h5", "w") as file:
         file["age"] = np.array([31.0, 52.0])
         file["name"] = ["bob", "ann"]
@@ -126,6 +126,8 @@ def test_names_that_are_numbers(feed: h5feed.Feed, server: ServerProcess) -> Non
         assert rows.tolist() == cells.split_rows("all", where=f"{field} = {condition}").tolist()
     with pytest.raises(KeysNotFound, match=r"keys are in no row of .* 0, 10, 2"):
         cells.take(keys=["1"], key=field)
+    with pytest.raises(KeysNotFound, match=r"in no row of .*: 9: its classes are numbered 0 … 2"):
+        cells.take(keys=[9], key=field)
     assert get(server, "cells", key=field, value="1", fields="X").status_code == 200
     assert get(server, "cells", key=field, value="2", duplicates="all", fields="X").status_code == 200
     problem = get(server, "cells", key=field, value="10", fields="X").json()
@@ -168,7 +170,7 @@ def test_what_has_no_partner(feed: h5feed.Feed) -> None:
         ("gaps", "other_gaps:label", "'label' of 'gaps' and 'label' of 'other_gaps'"),
         ("pets", "gaps:label", "'label' of 'gaps'"),
         # Names of a field that is no label.
-        ("two_kinds", "pets:species=label", "'species' of 'two_kinds'"),
+        ("two_kinds", "pets:listed=label", "'listed' of 'two_kinds'"),
         # Names that do not fit the numbers, which begin at 1.
         ("from_one", "kinds:label", "'label' of 'from_one'"),
         # Categories of which two have the same name.
@@ -181,6 +183,9 @@ def test_classes_without_names_are_not_compared_by_number(
     """Unless the same numbers stand for the same classes, or nothing is said of those of the other dataset."""
     with pytest.raises(BadParameter, match=f"stand for different classes.*without the class names of {unnamed}: decl"):
         feed[dataset].batch(0, join=join, fields=["x"], how="inner")
+    # Whose names are certain, label or not.
+    batch = feed["two_kinds"].batch(0, join="few:species=label", fields=["species", "few/x"], how="inner")
+    assert batch["species"].tolist() == [2, 3, 4] and batch["few/x"].tolist() == [0, 1, 2]
     batch = feed["gaps"].batch(0, join="kinds:label=number", fields=["kinds/legs"])
     assert batch["kinds/legs"].tolist() == [4, 2]
     batch = feed["gaps"].batch(0, join="same_gaps:label", fields=["same_gaps/x"])

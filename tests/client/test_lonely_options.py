@@ -97,7 +97,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("train", {"folds": 3, "val": 0.1}, "folds cannot be used with val"),
     ("train", {"test": 0.1, "sequence_length": 2, "episode": "none", "split_seed": 5}, "divided by position"),
     ("train", {"test": 0.1, "sequence_length": 2, "episode": "none", "stratify": "labels"}, "cannot be stratified"),
-    ("all", {"stratify": "none", "balance": True}, "stratify needs test, val or folds"),
+    ("all", {"stratify": "none", "balance": True}, "balance draws by the label, or by the field that stratify names"),
     ("all", {"sampling_rate": 2, "offsets": {"images": [0, 1]}}, "sampling_rate needs sequence_length"),
     ("all", {"weights": "w", "balance": True}, "two ways to draw rows"),
     ("all", {"weights": "w", "window": 8, "shuffle": True}, "window cannot be used with balance or weights"),

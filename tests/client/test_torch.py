@@ -230,7 +230,7 @@ def test_trees_and_targets(feed: h5feed.Feed) -> None:
     x, y, weight = next(iter(batches_of(feed, x=["images", "half"], y="labels", class_mode="categorical", last="pad")))
     assert set(x) == {"images", "half"} and x["half"].dtype == torch.float16
     assert y.shape == (48, 4) and weight.dtype == torch.float32
-    first, second = next(iter(batches_of(feed, x=("images", "half"), class_mode=None)))[0]
+    first, second = next(iter(batches_of(feed, x=("images", "half"), y=None, class_mode=None)))[0]
     assert first.shape[0] == second.shape[0] == 48
 
 

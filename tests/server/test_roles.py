@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support.inspected import inspected
+from tests.support.served_rows import described
 from tests.support.server_process import ServerProcess
 
 ROWS = 40
@@ -245,3 +246,41 @@ def test_roles_that_are_told(serve: Callable[..., ServerProcess], tmp_path: Path
     classes = {"image": "input", "mask": "other", "label": "label"}
     words = {"image": "input", "label": "label", "species": "label"}
     assert found == {"attribute": masks, "declared": masks, "both": classes, "nonsense": classes, "words": words}
+
+
+def test_class_names_of_other_fields(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """An enum or the attribute `class_names` names the integers of any field, if the names fit."""
+    sites, kinds = np.arange(12) % 2, np.arange(12) % 3
+    for number, names in enumerate((["north", "south"], ["south", "north"])):
+        with h5py.File(tmp_path / f"rows{number}.h5", "w") as file:
+            file["x"] = np.zeros((12, 4), np.float32)
+            file["y"] = kinds
+            file["site"], file["few"], file["listed"], file["moved"] = sites, kinds, sites, sites
+            file["site"].attrs["class_names"] = ["north", "south"]
+            file["few"].attrs["class_names"] = ["one", "two"]
+            # May as well be names of something else.
+            file["listed"].attrs["names"] = ["north", "south"]
+            file["moved"].attrs["class_names"] = names
+            file.create_dataset("kind", data=kinds, dtype=h5py.enum_dtype({"c": 2, "a": 0, "b": 1}, "i1"))
+            file["several"] = np.stack([sites, kinds], axis=1)
+            file["several"].attrs["class_names"] = ["north", "south", "west"]
+    server = serve(tmp_path)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        fields = feed["rows"].fields
+        assert {name: one.class_names for name, one in fields.items() if one.class_names} == {
+            "site": ("north", "south"),
+            "kind": ("a", "b", "c"),
+        }
+        assert [fields[name].role for name in ("y", "site", "kind")] == ["label", "other", "other"]
+        found = {
+            field: np.concatenate([batch.rows for batch in feed["rows"].batches(where=where)])
+            for field, where in (("site", "site = south"), ("kind", "kind = c"))
+        }
+        assert np.array_equal(np.sort(found["site"]), np.flatnonzero(np.tile(sites, 2) == 1))
+        assert np.array_equal(np.sort(found["kind"]), np.flatnonzero(np.tile(kinds, 2) == 2))
+    notes = {field["name"]: field["note"] for field in described(server, "rows")["fields"]}
+    assert (
+        notes["few"] == "'one', 'two' are not used as class names: it has values up to 2, but the 2 names are for 0 … 1"
+    )
+    assert notes["moved"] == "its class names are not used: they differ between some of its pieces"
+    assert not notes["listed"] and not notes["several"]

@@ -73,17 +73,19 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
     values = occurring[occurring >= 0]
     if (values != np.floor(values)).any() or not np.isfinite(values).all():
         return "its values are not integers", None
+    what, way = "values", ""
+    if field.role == "label":
+        what, way = "labels", ": declare class_names in h5feed.toml with a name for each number from 0"
     if len(values) and values[-1] >= count:
-        here = f"it has labels up to {int(values[-1])}"
+        here = f"it has {what} up to {int(values[-1])}"
         if int(values[0]) > 0 and int(values[-1]) == count:
-            here = f"its labels are {int(values[0])} … {count}"
-        way = "declare class_names in h5feed.toml with a name for each number from 0"
-        return f"{here}, but the {count} names are for 0 … {count - 1}: {way}", None
+            here = f"its {what} are {int(values[0])} … {count}"
+        return f"{here}, but the {count} names are for 0 … {count - 1}{way}", None
     said = []
     if len(values) < len(occurring):
-        said.append("labels that are NaN or below 0 have no name")
+        said.append(f"{what} that are NaN or below 0 have no name")
     if not whole:
-        said.append("only some rows were checked for labels without a name")
+        said.append(f"only some rows were checked for {what} without a name")
     return None, "; ".join(said) or None
 
 

@@ -25,7 +25,7 @@ from ..storage.transposed.copy_file import TransposedFile
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .names import Names
-from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
+from .roles import ROLES, Traits, class_names, guess_channels, guess_roles, own_class_names
 from .split_record import SplitRecord
 
 if TYPE_CHECKING:
@@ -399,6 +399,13 @@ def describe_fields(
                 problem = "the same number stands for different classes in some of its pieces"
             if names is None and item.array.enum_names:
                 note = "its enum skips numbers, so it does not give class names"
+        elif names is None and _may_be_class(item.column):
+            told = {tuple(own_class_names(segment.array) or ()) for segment in item.column.segments}
+            if len(told) > 1:
+                differ = "its class names are not used: they differ between some of its pieces"
+                note = f"{note}; {differ}" if note else differ
+            else:
+                names = told.pop()
         described.append(
             Field(
                 item.name,
@@ -412,6 +419,11 @@ def describe_fields(
             )
         )
     return tuple(described)
+
+
+def _may_be_class(column: Column) -> bool:
+    """Whether it has one integer per row."""
+    return column.dtype.kind in "iu" and not column.has_lists and math.prod(column.sample_shape) == 1
 
 
 def _noted(column: Column) -> str | None:

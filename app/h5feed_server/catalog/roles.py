@@ -215,6 +215,22 @@ def names_classes(name: str) -> bool:
     return name.lower() in (*_NAMES, *_MAYBE_NAMES)
 
 
+def own_class_names(array: ArrayLayout, keys: Sequence[str] = ("class_names",)) -> list[str] | None:
+    """Return the class names that an array of integers tells itself, by value; None if it tells none.
+
+    They come from an enum whose numbers are 0, 1, 2 …, or from an attribute with one of the names `keys`.
+    """
+    if array.enum_names:
+        values = {value: name for name, value in array.enum_names.items()}
+        if sorted(values) == list(range(len(values))):
+            return [values[value] for value in range(len(values))]
+    for key in keys:
+        value: Any = array.attributes.get(key)
+        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            return list(value)
+    return None
+
+
 def class_names(label: ArrayLayout, text: Mapping[tuple[str, ...], Sequence[str]]) -> list[str] | None:
     """Return the class names of a label, where the index is the label value; None if there are none.
 
@@ -227,14 +243,8 @@ def class_names(label: ArrayLayout, text: Mapping[tuple[str, ...], Sequence[str]
     text : mapping
         Short lists of strings, by the parts of their paths.
     """
-    if label.enum_names:
-        values = {value: name for name, value in label.enum_names.items()}
-        if sorted(values) == list(range(len(values))):
-            return [values[value] for value in range(len(values))]
-    for key in ("class_names", "classes", "label_names", "names"):
-        value: Any = label.attributes.get(key)
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            return list(value)
+    if (own := own_class_names(label, ("class_names", "classes", "label_names", "names"))) is not None:
+        return own
     path = tuple(label.path.split("/"))
     for depth in range(len(path) - 1, -1, -1):
         beside = {where[-1].lower(): names for where, names in text.items() if where[:-1] == path[:depth]}

@@ -237,7 +237,9 @@ class KeyIndexes:
         more = " …" if len(missing) > _SHOWN else ""
         hint, count, first = "", field.column.rows, str(keys[int(missing[0])])
         if field.class_names is not None:
-            if first not in field.class_names:
+            if isinstance(keys[int(missing[0])], int):
+                hint = f": its classes are numbered 0 … {len(field.class_names) - 1}"
+            elif first not in field.class_names:
                 hint = f": {did_you_mean(first, field.class_names, classes_shown(field.class_names))}"
         elif 0 < count <= _COMPARED_ROWS:
             values = values_at(self.reader, field, np.arange(count, dtype=np.int64))

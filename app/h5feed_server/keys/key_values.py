@@ -289,8 +289,8 @@ def classes_told(field: Field) -> frozenset[tuple[int, str]] | tuple[str, ...] |
     Returns
     -------
     frozenset of (int, str), tuple of str, or None
-        Each number with its name, by class names or an enum. Or only the names, if these are not its class names: it is
-        no label, one of them occurs twice, or they do not fit its numbers.
+        Each number with its name, by class names or an enum. Or only the names, if these are not its class names: one
+        of them occurs twice, they do not fit its numbers, or they are in another attribute, and it is no label.
     """
     if field.class_names is not None:
         return frozenset(enumerate(field.class_names))

@@ -103,6 +103,8 @@ class SplitSpec(WindowsSpec):
             raise ValueError(f"fold={self.fold} must be in 0 … folds-1 = {self.folds - 1}")
         if self.group is not None and not self.splits_rows:
             raise ValueError("group needs test, val or folds: without them, no rows are divided")
+        if self.stratify == "none" and self.is_balanced and not self.splits_rows:
+            raise ValueError("balance draws by the label, or by the field that stratify names: leave stratify=none out")
         for name in ("stratify", "split_seed", "split_shuffle"):
             has_effect = self.splits_rows or (name == "stratify" and named and self.is_balanced)
             if getattr(self, name) != SplitSpec.model_fields[name].default and not has_effect:
