@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import h5feed
@@ -31,7 +31,7 @@ def frame(file: h5py.File, name: str, codes: Any, categories: list[str]) -> None
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "pets.h5", "w") as file:
         file["x"] = np.arange(len(KINDS), dtype=np.float32)
@@ -79,15 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with h5py.File(folder / "donors.h5", "w") as file:
         file["age"] = np.array([31.0, 52.0])
         file["name"] = ["bob", "ann"]
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=60) as connected:
-        yield connected
+    return serve_module(folder)
 
 
 def get(server: ServerProcess, dataset: str, **query: Any) -> httpx.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -140,7 +140,7 @@ REFUSED_LOOPS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory, serve_module: Callable[..., ServerProcess]) -> ServerProcess:
     folder = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "all.h5", "w") as file:
         file["images"] = _random.integers(0, 256, (ROWS, 8, 8, 3), np.uint8)
@@ -154,15 +154,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     for name in ("other", "more"):
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file["x"], file["id"] = _random.random((ROWS, 2)), np.arange(ROWS)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    yield process
-    assert process.stop() == 0
+    return serve_module(folder)
 
 
 @pytest.fixture(scope="module")
-def ds(server: ServerProcess) -> Iterator[h5feed.Dataset]:
-    with h5feed.connect(server.url, deadline=60) as feed:
-        yield feed["all"]
+def ds(feed: h5feed.Feed) -> h5feed.Dataset:
+    return feed["all"]
 
 
 def ask(server: ServerProcess, path: str, **query: Any) -> dict[str, Any]:
