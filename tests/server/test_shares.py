@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -259,6 +260,25 @@ def test_room_goes_to_who_has_the_least() -> None:
     order: list[str] = []
     asyncio.run(scene())
     assert order == ["b", "a+", "a"]
+
+
+def test_memory_that_only_cycles_hold_is_freed_for_those_who_wait() -> None:
+    """Errors of requests that were given up are in such cycles, which the collector may not look for by itself."""
+
+    async def scene() -> None:
+        pool = BodyPool(4 * MIB)
+        cycle: list[Any] = [pool.lease(3 * MIB)]
+        cycle.append(cycle)
+        del cycle
+        now = asyncio.get_running_loop().time()
+        assert await pool.turn(3 * MIB, now, now + 60)
+        assert len(pool.called(lambda: pool.lease(3 * MIB))()) == 3 * MIB
+
+    gc.disable()
+    try:
+        asyncio.run(scene())
+    finally:
+        gc.enable()
 
 
 def test_nobody_waits_beyond_the_deadline() -> None:

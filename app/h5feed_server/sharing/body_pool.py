@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
 """Interval between checks for free memory: there is no event when a buffer is released."""
+
+_SHORT_SECONDS = 0.5
+"""After a request has waited so long for memory, buffers that nobody uses any more are searched for."""
+
+_COLLECT_SECONDS = 5.0
+"""Minimum interval between these searches, each of which holds up all requests for a moment."""
 
 _CALLED: ContextVar[bool] = ContextVar("called", default=False)
 """Whether it is this request's turn, so that it may lease a buffer while others wait."""
@@ -55,6 +62,7 @@ class BodyPool:
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._leased = time.monotonic()
+        self._collected = float("-inf")
 
     def lease(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """A buffer for `CALLER`; may be called from any thread.
@@ -150,5 +158,17 @@ class BodyPool:
                     row.clear()
                 if not row:
                     del rows[caller]
+            self._collect(asyncio.get_running_loop().time())
             await asyncio.sleep(LOOK_SECONDS)
         self._watching = None
+
+    def _collect(self, now: float) -> None:
+        """If requests have been waiting, free the buffers that only reference cycles hold.
+
+        The errors of requests that were given up are in such cycles. A server that refuses requests for lack of memory
+        creates so few objects that the collector would rarely run by itself.
+        """
+        oldest = min((one.since for row in self._waiting.values() for one in row), default=now)
+        if now - oldest > _SHORT_SECONDS and now - self._collected > _COLLECT_SECONDS:
+            self._collected = now
+            gc.collect()
